@@ -1,0 +1,34 @@
+"""The verbs, one file each: the story of a run from top to bottom."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from sslcli.errors import BadInput
+from sslcli.log import Screen
+from sslcli.schema import Part
+
+T = TypeVar("T")
+
+
+@dataclass
+class Call:
+    """How a verb was called, besides its configuration."""
+
+    config_yaml: str  # unresolved, for the run folder
+    overrides: Sequence[str] = ()
+    screen: Screen = field(default_factory=Screen)
+    dry_run: bool = False
+
+    def trainer(self, part: Part[T]) -> Part[T]:
+        """The trainer as configured; for a dry run, one that takes two steps."""
+        if not self.dry_run:
+            return part
+        two = {"steps": 2, "epochs": None, "time_limit": None, "eval_every": 2, "save_every": 2, "log_every": 1}
+        return Part(part.path, part.cls, {**part.config, **two})
+
+    def refuse_both(self, one: str, other: str, why: str) -> None:
+        """Two keys that contradict each other, both given on the command line."""
+        given = {o.lstrip("+").split("=")[0] for o in self.overrides}
+        if one in given and other in given:
+            raise BadInput(f"{one} and {other} are both given: {why}")

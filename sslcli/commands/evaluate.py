@@ -1,0 +1,70 @@
+"""`ssl evaluate`: a finished run on other data, with the run's own settings. Nothing is repeated on the command line."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from sslcli import device
+from sslcli.build import Modules
+from sslcli.commands import Call
+from sslcli.commands.finetune import HEADLINE as TASK_SCORES
+from sslcli.commands.finished import Finished
+from sslcli.commands.folder import claimed
+from sslcli.commands.pretrain import HEADLINE as CORPUS_SCORES
+from sslcli.data import corpus, examples
+from sslcli.data.text import TextData, Where
+from sslcli.distributed import world
+from sslcli.errors import BadInput
+from sslcli.evaluation import held_out, judge
+from sslcli.run import Run
+from sslcli.schema import Part
+
+
+class OtherData:
+    """What differs from the run's own data; all else is as the run has it."""
+
+    def __init__(
+        self,
+        own: TextData,
+        *,
+        test: Where,
+        columns: dict[Literal["text", "label", "tokens", "tags"], str | None],
+        encoding: str | None,
+        delimiter: str | None,
+    ):
+        self.data = own
+        if test is not None:
+            own.test, own.columns = test, columns
+            own.encoding, own.delimiter = encoding or own.encoding, delimiter or own.delimiter
+
+
+def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, plugins: list[str]) -> dict[str, Any]:
+    finished = Finished.open(Path(run), plugins)
+    own = finished.data.build(finished.seed)
+    source = data.build(own).data
+    split = "test" if data.config["test"] is not None or own.source("test", False) is not None else "valid"
+    target = Run(dir=out or f"{run}-evaluate-{time.strftime('%Y%m%d-%H%M%S')}", keep=1)
+    with world(1) as replicas, claimed(call, target, False) as folder:
+        # the data, in the words of the model
+        if finished.verb == "finetune":
+            coder = type(finished.goal).coder({"labelling": finished.facts.get("labelling", "auto")})  # type: ignore[attr-defined]
+            prepared = examples.prepare(source, coder, finished.tokenizer, finished.limit, finished.labels, only=split)
+        else:
+            prepared = corpus.prepare(source, finished.tokenizer, only=split)
+        folder.data(prepared, finished.limit, True)
+        if split not in prepared.stores:
+            raise BadInput("data.test: missing; name the data to evaluate on")
+
+        # the scores
+        device.prepare(replicas.device, False)
+        modules = Modules(finished.model, goal=finished.goal).to(replicas.device).eval()
+        start, store = time.monotonic(), prepared.stores[split]
+        if finished.verb == "finetune":
+            scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run)  # type: ignore[arg-type]
+        else:
+            scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size)
+        seconds = time.monotonic() - start
+        rows = int(modules.goal.rows(store).count)  # type: ignore[operator, union-attr]
+        facts = {"seconds": round(seconds, 2), "examples_per_second": round(rows / max(seconds, 1e-9), 2), "run": run}
+        facts["peak_memory_bytes"] = device.peak_memory(replicas.device)
+        return folder.report({split: scores, "evaluation": facts}, TASK_SCORES if finished.verb == "finetune" else CORPUS_SCORES)

@@ -1,0 +1,89 @@
+"""`ssl finetune`: one task over labelled examples, from a pretrained model."""
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sslcli.build import Modules, Moved, backbone_of, length_of, parameters, tokenizer_of
+from sslcli.commands import Call
+from sslcli.commands.folder import claimed
+from sslcli.core import Adversary, Backbone, Task, Term
+from sslcli.data import examples
+from sslcli.data.stream import Stream
+from sslcli.data.text import TextData
+from sslcli.data.tokenizer import Recipe
+from sslcli.distributed import world
+from sslcli.evaluation import judge
+from sslcli.optim import Optimizer
+from sslcli.run import Run
+from sslcli.schema import Part
+from sslcli.trainer import Trainer
+
+LONGEST = 512  # tokens of a row where the user names no data.max_length
+PASSES, LEAST = 3, 200  # over the data, and steps, where the user names neither steps nor epochs
+HEADLINE = ("accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1")
+
+
+def finetune(
+    call: Call,
+    *,
+    run: Part[Run],
+    data: Part[TextData],
+    tokenizer: Part[Recipe],
+    model: Part[Backbone] | None,
+    task: Part[Task],
+    adversarial: Part[Adversary],
+    optimizer: Part[Optimizer],
+    trainer: Part[Trainer],
+    seed: Annotated[int, Field(ge=0, lt=2**31)],
+    from_: str | None,
+    init: Literal["pretrained", "random"],
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None,
+    baseline: bool,
+    resume: Literal["auto"] | bool,
+    plugins: list[str],
+) -> dict[str, Any]:
+    call.refuse_both("from", "model", "from= brings its own model (init=random trains its architecture from scratch)")
+    call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
+    with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
+        # the network, and the examples in its words
+        source = data.build(seed)
+        words = tokenizer_of(from_, tokenizer, source, model, call.screen.say)
+        backbone = backbone_of(from_, model, words, task.cls.head_kind, seed, dropout, init == "random")
+        coder = task.cls.coder(task.config)
+        length = length_of(source, backbone, LONGEST)
+        prepared = examples.prepare(source, coder, words, length)
+        folder.data(prepared, length, source.allow_changed)
+
+        # the task
+        goal = task.build(backbone, words, prepared.labels, prepared.facts)
+        modules = Modules(backbone, task=goal)
+        folder.model(backbone, words, parameters(modules))
+
+        # training
+        engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed)
+        stream = engine.stream(goal, prepared.stores["train"], seed)
+        valid = prepared.stores.get("valid")
+        moved = Moved(modules)
+        term = Term("task", goal, stream, adversarial.build())
+        watch = partial(judge, goal, backbone, valid, replicas) if valid is not None else None
+        facts = engine.fit(modules, [term], optimizer, watch, valid.count if valid else 0, _steps, folder.resume)
+        if call.dry_run:
+            row = stream.batches(0)[0]
+            return folder.dry_end(
+                engine, modules, facts, f"{' '.join(words.hf.convert_ids_to_tokens(row['ids'][0].tolist()))} -> {row['label'][0].tolist()}"
+            )
+
+        # what stays
+        scores: dict[str, Any] = {"train": facts}
+        modules.eval()
+        for split in ("valid", "test"):
+            if split in prepared.stores:
+                scores[split] = judge(goal, backbone, prepared.stores[split], replicas, folder.run)
+        folder.save_model(backbone, goal.head, words, prepared.labels, prepared.facts.get("labelling") == "multi")
+        return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
+
+
+def _steps(stream: Stream) -> int:
+    return max(PASSES * stream.steps_per_epoch, LEAST)

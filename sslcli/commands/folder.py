@@ -1,0 +1,180 @@
+"""What every training verb says and leaves: facts about data and model on the screen and in the run folder, the model, the scores."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sslcli import checkpoint, device
+from sslcli.commands import Call
+from sslcli.data.text import Prepared
+from sslcli.data.tokenizer import Tokenizer
+from sslcli.errors import BadInput, printable
+from sslcli.hf.heads import assemble
+from sslcli.log import duration, shown
+from sslcli.models.text import Text
+from sslcli.run import Run, storage
+from sslcli.trainer import Trainer
+
+ENOUGH_MOVED = 1e-9  # a block that training was to change and that moved less than this was not trained
+
+
+@dataclass
+class Folder:
+    """A claimed run folder and the call that claimed it."""
+
+    run: Run
+    call: Call
+    resume: bool
+
+    def data(self, prepared: Prepared, row_length: int, allow_changed: bool) -> None:
+        """Say what the data is; on a resume, refuse data that is not the same."""
+        import json
+
+        path, facts = self.run.dir / "data.json", prepared.facts
+        if self.resume and path.exists() and not allow_changed:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = _changed(before.get("files", {}), facts["files"])
+            if changed:
+                what = f"the data is not what {printable(self.run.dir)} was trained on: {'; '.join(changed[:5])}"
+                raise BadInput(f"{what}; data.allow_changed=true goes on with it")
+        self.run.write("data.json", {**facts, "row_length": row_length, "labels_in_order": prepared.labels})
+        for record in prepared.bad:
+            self.run.append("bad_records.jsonl", record)
+        say = self.call.screen.say
+        for split in ("train", "valid", "test"):
+            if split in facts:
+                columns = facts["columns"].get(split)
+                shown_columns = "  columns " + ", ".join(f"{r}={c}" for r, c in columns.items()) if columns else ""
+                say(f"{split:5}  {_counts(facts[split])}{shown_columns}")
+        if "valid_is" in facts:
+            say(f"       valid is {facts['valid_is']}")
+        for split in ("train", "valid", "test"):
+            if facts.get(split, {}).get("cut_rows"):
+                f = facts[split]
+                share = f["cut_tokens"] / max(1, f["tokens"] + f["cut_tokens"])
+                what = f"{share:.1%} of the tokens lost" if f["cut_tokens"] else "read in overlapping windows, nothing lost"
+                self.call.screen.warn(
+                    f"{split}: {f['cut_rows']:,} of {f['examples']:,} texts are longer than a row: {what} (data.too_long, data.max_length)"
+                )
+        if facts.get("mended_tags"):
+            self.call.screen.warn(f"{facts['mended_tags']:,} tags began an entity with I; read as B (conlleval's rule)")
+        if prepared.bad:
+            self.call.screen.warn(f"{len(prepared.bad):,} bad records left out; they are in {self.run.dir / 'bad_records.jsonl'}")
+
+    def model(self, model: Text, tokenizer: Tokenizer, sizes: Mapping[str, int]) -> None:
+        loaded = model.loaded
+        origin = (
+            f"{loaded['tensors']} of {loaded['of']} tensors from {loaded['from']}, {len(loaded['new'])} new"
+            if loaded["from"]
+            else "untrained"
+        )
+        self.call.screen.say(f"model  {model.family}, {sizes['parameters'] / 1e6:,.1f}M parameters ({origin}), {tokenizer.size:,} tokens")
+
+    def save_model(
+        self, model: Text, head: nn.Module | None, tokenizer: Tokenizer, labels: Sequence[str] | None = None, multi: bool = False
+    ) -> None:
+        """`model/`, which plain transformers loads: written beside and renamed, so that it is whole or not there."""
+        if not self.run.writes:
+            return
+        making, final = self.run.dir / ".model.tmp", self.run.dir / "model"
+        with storage(self.run.dir):
+            shutil.rmtree(making, ignore_errors=True)
+            write_model(making, model, head, tokenizer, labels, multi)
+            shutil.rmtree(final, ignore_errors=True)
+            making.rename(final)
+
+    def finish(self, scores: dict[str, Any], receipts: dict[str, Any], headline: Sequence[str]) -> dict[str, Any]:
+        """metrics.json, receipts.json, the final table, and where all of it is."""
+        still = [block for block, change in receipts.get("moved", {}).items() if change <= ENOUGH_MOVED]
+        if still and scores["train"]["steps"] > scores["train"]["refused_steps"]:
+            raise AssertionError(f"training changed nothing in {', '.join(still[:5])}")
+        self.run.write("receipts.json", receipts)
+        return self.report(scores, headline)
+
+    def report(self, scores: dict[str, Any], headline: Sequence[str]) -> dict[str, Any]:
+        """metrics.json, the table, and where everything is."""
+        self.run.write("metrics.json", scores)
+        rows = []
+        for split in ("valid", "test"):
+            for key in headline:
+                if key in scores.get(split, {}):
+                    value, low_high = scores[split][key], scores[split].get(f"{key}_interval")
+                    rows.append([f"{split} {key}", shown(value), f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""])
+        facts = scores.get("train") or scores["evaluation"]
+        rows.append(["time", duration(facts["seconds"]), f"{facts['steps']:,} steps" if "steps" in facts else ""])
+        speed = "tokens_per_second" if "tokens_per_second" in facts else "examples_per_second"
+        rows.append([speed.replace("_per_second", "/s"), shown(float(facts[speed])), facts.get("precision", "")])
+        rows.append(["peak memory", f"{facts['peak_memory_bytes'] / 1e6:,.0f} MB", ""])
+        self.call.screen.table(str(self.run.dir), ("", "", "95 % interval"), rows)
+        for name in ("model", "metrics.json", "predictions.jsonl"):
+            if (self.run.dir / name).exists():
+                self.call.screen.say(f"{name:18} {self.run.dir / name}")
+        return {"run": str(self.run.dir), **scores}
+
+    def dry_end(self, trainer: Trainer, modules: nn.Module, facts: Mapping[str, Any], example: str) -> dict[str, Any]:
+        """After two real steps of a dry run: save, reload, compare, and say what the real run would need."""
+        found = checkpoint.newest(self.run.dir / "checkpoints")
+        assert found is not None
+        weights = dict(modules.named_parameters())
+        same = all(bool((weights[n].detach() == t).all()) for n, t in found.tensors("weights").items())
+        size = sum(p.stat().st_size for p in found.path.iterdir())
+        report = {
+            "example": example,
+            "two_steps": facts["steps"] == 2,
+            "reloads_equal": same,
+            "peak_memory_bytes": facts["peak_memory_bytes"],
+            "disk_bytes": size * (self.run.keep + 2),
+            "free_bytes": device.free_bytes(self.run.dir),
+        }
+        say = self.call.screen.say
+        say(f"example  {example}")
+        say(f"two steps taken, saved, reloaded{'' if same else ' DIFFERENTLY'}; peak memory {report['peak_memory_bytes'] / 1e6:,.0f} MB")
+        say(f"checkpoints would take {report['disk_bytes'] / 1e6:,.0f} MB; {report['free_bytes'] / 1e6:,.0f} MB are free")
+        say("dry run: nothing was kept; leave --dry-run out to train")
+        if not same:
+            raise AssertionError("a checkpoint does not reload to the same weights")
+        return report
+
+
+def write_model(folder: Path, model: Text, head: nn.Module | None, tokenizer: Tokenizer, labels: Sequence[str] | None, multi: bool) -> None:
+    full = assemble(model.base, head, list(labels) if labels else None, multi)
+    full.save_pretrained(folder)
+    tokenizer.save(folder)
+
+
+@contextlib.contextmanager
+def claimed(call: Call, run: Run, resume: bool) -> Iterator[Folder]:
+    """The run folder; for a dry run, one that is gone afterwards."""
+    if call.dry_run:
+        with tempfile.TemporaryDirectory(prefix="sslcli-dry-") as temporary:
+            run.dir = Path(temporary) / "run"
+            with run.claim(call.config_yaml, False) as mine:
+                yield Folder(mine, call, False)
+        return
+    with run.claim(call.config_yaml, resume) as mine:
+        yield Folder(mine, call, resume)
+
+
+def _counts(facts: Mapping[str, Any]) -> str:
+    if "documents" in facts:
+        unknown = f", {facts['unknown'] / max(1, facts['tokens']):.2%} unknown" if facts["unknown"] else ""
+        return f"{facts['documents']:,} documents, {facts['bytes'] / 1e6:,.1f} MB, {facts['tokens']:,} tokens{unknown}"
+    labels = f", {len(facts['per_label'])} labels" if facts.get("per_label") else ""
+    return f"{facts['examples']:,} examples{labels}, {facts['tokens']:,} tokens"
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = []
+    for split in ("train", "valid", "test"):
+        was = {f["file"]: f["sha256"] for f in before.get(split, [])}
+        is_ = {f["file"]: f["sha256"] for f in now.get(split, [])}
+        found += [f"{printable(n)} has changed" for n in was if n in is_ and was[n] != is_[n]]
+        found += [f"{printable(n)} is gone" for n in was if n not in is_]
+        found += [f"{printable(n)} is new" for n in is_ if n not in was]
+    return found

@@ -1,0 +1,180 @@
+"""The six names: Backbone, Objective, Task, Adversary, Term (here) and Trainer (trainer.py).
+
+A run minimises a sum of terms, L = sum_i w_i L_i. A term is an objective over a stream of batches, with a weight and an
+adversary. A task is an objective that can also predict and be scored.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Batch: TypeAlias = dict[str, Tensor]
+"""Tensors by name. `weight` (scalar) says how many examples or tokens the loss of this batch is a mean over; it is known before
+the forward pass, so that accumulation and ranks can weigh by it while back-propagating each loss as it comes."""
+
+Prediction: TypeAlias = dict[str, Any]
+"""What a task says of one example: plain values, ready for a line of predictions.jsonl."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    loss: Tensor  # scalar, mean over `batch["weight"]` examples or tokens
+    logs: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, detached, on the device: the loop never waits for them
+    logits: Tensor | None = None  # what SMART and VAT compare between the clean and the perturbed pass
+
+
+class Backbone(nn.Module, ABC):
+    """A network that turns inputs into vectors, behind one face whatever its family.
+
+    Two towers (image and text) are one backbone whose `encode` looks at which keys the batch holds.
+    """
+
+    room: ClassVar[str] = "models"
+    dim: int  # D, the width of what `encode` returns
+    embedding: nn.Module  # where an adversary adds its noise: word, patch or frame embedding
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Tensor:
+        """Hidden states [B, T, D]. A batch may name the places to look at (`visible`), which an MAE encoder then sees alone."""
+
+    @abstractmethod
+    def pool(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """One vector an example, [B, D]."""
+
+    def checkpoint_gradients(self) -> None:
+        """Trade time for memory: recompute activations in the backward pass."""
+        raise ValueError(f"gradient checkpointing is not supported by {type(self).__name__}")
+
+
+@dataclass
+class Places:
+    """What a permutation is drawn over: so many rows, each of a length (None: all alike)."""
+
+    count: int
+    lengths: np.ndarray | None = None
+    width: int = 1  # of a row, in tokens, where all are alike
+
+
+class Objective(nn.Module, ABC):
+    """A loss and what it owns: heads, teacher, queue, and how records become its batches (masking, views)."""
+
+    room: ClassVar[str] = "objectives"
+    metric: ClassVar[str] = "loss"  # picks the best checkpoint
+    higher_is_better: ClassVar[bool] = False
+    head_kind: ClassVar[str | None] = None  # the pretrained head that it borrows, if there is one: masked_lm, token_classification, ...
+    couples_rows: ClassVar[bool] = False  # True: rows of a batch are each other's negatives, so a batch is never cut in pieces
+
+    @abstractmethod
+    def rows(self, store: Any) -> Places:
+        """The places of `store` that this objective draws from."""
+
+    @abstractmethod
+    def read(self, store: Any, rows: np.ndarray, keys: np.ndarray) -> Batch:
+        """The batch of these rows. `keys` (one uint64 a row, of seed, epoch and row) is the only source of chance: the same row in
+        the same epoch is masked alike whatever the rank, the micro-batch or the number of resumes. Runs in the prefetch thread."""
+
+    @abstractmethod
+    def forward(self, model: Backbone, batch: Batch) -> Output: ...
+
+    def after_step(self, model: Backbone, progress: float) -> None:
+        """Called after each optimizer step, `progress` in [0, 1]: teachers, queues and centres move here."""
+
+    def receipt(self, stream: Any) -> dict[str, Any]:
+        """Measured traces that this objective's options took effect; an AssertionError where they contradict the configuration."""
+        return {}
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """Held-out scores from the weighted means of `loss` and of the logs."""
+        return means
+
+
+class Task(Objective, ABC):
+    """An objective that can also predict and be scored."""
+
+    room: ClassVar[str] = "tasks"
+    higher_is_better: ClassVar[bool] = True
+    head: nn.Module
+
+    @staticmethod
+    @abstractmethod
+    def coder(config: Mapping[str, Any]) -> Any:
+        """How examples of this task are read (data.examples.Coder), from the task's configuration alone: no model is known yet."""
+
+    @abstractmethod
+    def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
+        """What is found in each row of the batch. A long example is several rows (windows)."""
+
+    @abstractmethod
+    def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
+        """The prediction for an example, from those of its rows."""
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> dict[str, Any]:
+        """The field's standard scores of predictions against gold, aligned by position."""
+
+
+class Noise(Protocol):
+    """The place where an adversary perturbs: `model.embedding`'s output, through a hook, or the input itself."""
+
+    def __call__(self, delta: Tensor | None) -> None: ...
+
+
+class Adversary(Protocol):
+    """A generator of losses around one term. The loop back-propagates each output before asking for the next, so an adversary may
+    read the gradient that the last one left in its noise."""
+
+    room: ClassVar[str] = "adversarial"
+
+    def __call__(self, forward: Callable[[], Output], noise: Noise | None) -> Iterator[Output]: ...
+
+
+class Export(Protocol):
+    """A format that a finished model can leave in. What was written is opened again and compared with the trained model."""
+
+    room: ClassVar[str] = "exports"
+
+    def write(self, model: Path, auto: Any, longest: int, folder: Path) -> None:
+        """From the run's `model/` (loaded by the transformers class `auto`) into an empty folder; rows are at most `longest` tokens."""
+
+    def open(self, folder: Path) -> Callable[[Batch], np.ndarray]:
+        """What was written, as a function of `ids` and `mask` [B, T]."""
+
+
+@dataclass
+class Term:
+    name: str
+    objective: Objective
+    stream: Any  # data.stream.Stream: step -> this rank's micro-batches; random access, so that resuming is one integer
+    adversary: Adversary
+    weight: float = 1.0
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows, in the order of ranks; gradients find their way back to the rank that made them."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        ctx.rank, ctx.rows = dist.get_rank(), len(mine)
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows]
+
+
+def gathered(rows: Tensor) -> tuple[Tensor, int]:
+    """(rows of all ranks [world * B, D], where this rank's begin): negatives are shared, with gradient."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows, 0
+    return _Gather.apply(rows), dist.get_rank() * len(rows)

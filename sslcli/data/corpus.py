@@ -1,0 +1,141 @@
+"""An unlabelled corpus: read once, checked, tokenised, and laid down as one long run of tokens with document ends kept.
+
+Memory is that of one chunk, whatever the size of the corpus.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslcli.data import chance
+from sslcli.data.encode import ranges
+from sslcli.data.reader import Reader
+from sslcli.data.store import Store, Writer, built
+from sslcli.data.text import Prepared, TextData
+from sslcli.data.tokenizer import Tokenizer
+
+CHUNK = 1 << 21  # characters that are tokenised together
+HELD_OUT = 1 << 17  # tokens at most of the held-out part that is split off when data.valid is absent
+
+Progress = Callable[[int], None]
+
+
+def prepare(data: TextData, tokenizer: Tokenizer, progress: Progress = lambda _: None, only: str | None = None) -> Prepared:
+    """Stores `train`, `valid` and (if named) `test` of token ids, each document between the tokenizer's own ends."""
+    prepared = Prepared({}, {"columns": {}, "files": {}}, [], [])
+    # the held-out part is split off the training text, so `valid` may need that too
+    wanted = {None: ("train", "valid", "test"), "test": ("test",), "valid": ("valid",) if data.valid is not None else ("train",)}[only]
+    for split in ("train", "valid", "test"):
+        reader = data.reader(split, ("text",)) if split in wanted else None
+        if reader is None:
+            continue
+        key: dict[str, Any] = {
+            "kind": "corpus",
+            "files": reader.source.fingerprint(),
+            "columns": reader.columns,
+            "encoding": data.encoding,
+            "policy": [data.on_bad_record, data.allow_empty],
+            "tokenizer": tokenizer.identity,
+            "ends": [tokenizer.prefix, tokenizer.suffix],
+            "held_out": [data.seed, data.valid_fraction] if split == "train" and data.valid is None else None,
+        }
+        folder = built(key, partial(_build, reader=reader, tokenizer=tokenizer, held_out=key["held_out"], progress=progress))
+        prepared.stores[split] = Store(folder / "main")
+        prepared.facts["columns"][split] = reader.columns
+        prepared.facts["files"][split] = key["files"]
+        if key["held_out"]:
+            prepared.stores["valid"] = Store(folder / "held_out")
+            prepared.facts["valid_is"] = (
+                f"{data.valid_fraction:.0%} of the documents (at most {HELD_OUT:,} tokens), drawn with seed {data.seed}"
+            )
+        prepared.bad += prepared.stores[split].meta["bad"]
+    for split, store in prepared.stores.items():
+        prepared.facts[split] = {k: store.meta[k] for k in ("documents", "tokens", "bytes", "unknown")}
+    return prepared
+
+
+def _build(making: Path, reader: Reader, tokenizer: Tokenizer, held_out: list[Any] | None, progress: Progress) -> None:
+    dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
+    names = ("main", "held_out") if held_out else ("main",)
+    writers: dict[str, Writer] = {}
+    for name in names:
+        (making / name).mkdir()
+        writers[name] = Writer(making / name, {"ids": dtype}, {"ids"})
+        writers[name].meta = {"documents": 0, "tokens": 0, "bytes": 0, "unknown": 0, "bad": []}
+    start, done = time.monotonic(), 0
+    try:
+        for texts in _chunks(reader):
+            if reader.bad and reader.policy == "fail":
+                continue  # nothing will be kept: only look for further bad records
+            chosen = _held_out(held_out, done, len(texts), writers)
+            done += len(texts)
+            for name, part in ((n, chosen == (n == "held_out")) for n in names):
+                _append(writers[name], [t for t, mine in zip(texts, part.tolist(), strict=True) if mine], tokenizer)
+            progress(sum(w.meta["bytes"] for w in writers.values()))
+        bad = reader.finish()
+        for name, writer in writers.items():
+            writer.meta["bad"] = bad if name == "main" else []
+            writer.meta["seconds"] = round(time.monotonic() - start, 3)
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def _held_out(held_out: list[Any] | None, first: int, count: int, writers: dict[str, Writer]) -> np.ndarray:
+    if not held_out or writers["held_out"].meta["tokens"] >= HELD_OUT:
+        return np.zeros(count, bool)
+    seed, fraction = held_out
+    chosen = chance.uniform(chance.keys(seed, 0x8E1D, np.arange(first, first + count)), 1)[:, 0] < fraction
+    if first == 0 and count > 1 and not chosen.any():
+        chosen[count // 2] = True  # a small corpus has a held-out document too
+    return chosen
+
+
+def _append(writer: Writer, texts: list[str], tokenizer: Tokenizer) -> None:
+    if not texts:
+        return
+    ids, lengths = tokenizer.corpus_encoder.encode(texts)
+    before, after = np.array(tokenizer.prefix, np.uint32), np.array(tokenizer.suffix or [tokenizer.end], np.uint32)
+    if tokenizer.unknown is not None:
+        writer.meta["unknown"] += int((ids == tokenizer.unknown).sum())
+    whole = lengths + len(before) + len(after)
+    starts = np.cumsum(whole) - whole
+    laid = np.empty(int(whole.sum()), np.uint32)
+    laid[ranges(starts + len(before), lengths)] = ids
+    for i, special in enumerate(before):
+        laid[starts + i] = special
+    for i, special in enumerate(after):
+        laid[starts + whole - len(after) + i] = special
+    writer.append(len(texts), {"ids": whole}, ids=laid)
+    writer.meta["documents"] += len(texts)
+    writer.meta["tokens"] += len(laid)
+    writer.meta["bytes"] += sum(len(t.encode("utf-8")) for t in texts)
+
+
+def texts_of(reader: Reader) -> Iterator[str]:
+    for _, _, example in reader:
+        yield example["text"]
+
+
+def _chunks(reader: Reader) -> Iterator[list[str]]:
+    texts = texts_of(reader)
+    while True:
+        held, size = [], 0
+        for text in texts:
+            held.append(text)
+            size += len(text)
+            if size >= CHUNK:
+                break
+        if not held:
+            return
+        yield held
+
+
+def first_texts(reader: Reader, n: int) -> list[str]:
+    return list(islice(texts_of(reader), n))

@@ -1,0 +1,166 @@
+"""Raw records to checked examples: which column plays which role, which records are bad, and what happens to those."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+from sslcli.data.lines import Bad
+from sslcli.data.source import Source
+from sslcli.errors import BadInput, at, printable
+
+NAMES = {
+    "text": "text sentence content body review comment document utterance message question passage article tweet query title abstract "
+    "文本 内容 正文 评论 句子".split(),
+    "label": "label labels category class intent sentiment topic target tag y 标签 类别 分类".split(),
+    "tokens": "tokens words".split(),
+    "tags": "tags ner_tags labels ner tag".split(),
+}
+LISTED = 20  # bad records named one by one; the rest is counted
+MAX_BAD, MIN_BAD = 0.001, 10  # `skip` gives up beyond this share, or this many in small data
+
+
+class Reader:
+    """Iterates over (file, record, {role: value}). After a full pass `finish` applies the policy for bad records.
+
+    Reading never stops at the first bad record: all are found before anything is trained.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        source: Source,
+        roles: Sequence[str],
+        columns: Mapping[str, str | None],
+        policy: Literal["fail", "skip"],
+        allow_empty: bool,
+    ):
+        self.key, self.source, self.policy, self.allow_empty = key, source, policy, allow_empty
+        self.bad: list[tuple[str, Bad]] = []
+        self.read = 0
+        self.kinds: dict[str, tuple[str, str]] = {}  # role -> its type, and where it was first seen
+        self.columns = self._choose(roles, columns)
+
+    def __iter__(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        self.bad, self.read, self.kinds = [], 0, {}
+        for item in self.source.records():
+            if isinstance(item[1], Bad):
+                self.bad.append((item[0], item[1]))
+                self.read += not item[1].fatal
+                continue
+            file, number, record = item
+            self.read += 1
+            reason = self._problem(file, number, record)
+            if reason:
+                self.bad.append((file, Bad(number, reason)))
+                continue
+            yield file, number, {role: record[column] for role, column in self.columns.items()}
+
+    def reject(self, file: str, record: int, reason: str) -> None:
+        """A later check (an unknown label, a broken tag sequence) found this record bad."""
+        self.bad.append((file, Bad(record, reason)))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Raise if the bad records are too many for the policy; else return them for bad_records.jsonl."""
+        fatal = any(b.fatal for _, b in self.bad)
+        allowed = 0 if self.policy == "fail" else max(MIN_BAD, int(MAX_BAD * self.read))
+        if fatal or len(self.bad) > allowed:
+            lines = [f"{at(file, bad.record, bad.byte)}: {bad.reason}" for file, bad in self.bad[:LISTED]]
+            if len(self.bad) > LISTED:
+                lines.append(f"... and {len(self.bad) - LISTED} more")
+            if self.read:
+                lines.append(
+                    f"checked {self.read:,} records: {self.read - sum(not b.fatal for _, b in self.bad):,} good, {len(self.bad):,} bad"
+                )
+                if self.policy == "fail" and not fatal:
+                    lines[-1] += "; mend them, or leave them out with data.on_bad_record=skip"
+            raise BadInput("\n".join(lines))
+        if self.read == len(self.bad):
+            raise BadInput(f"{self.key}: no records")
+        return [{"file": f, "record": b.record, "byte": b.byte, "reason": b.reason} for f, b in self.bad]
+
+    def _problem(self, file: str, number: int, record: Mapping[str, Any]) -> str | None:
+        for role, column in self.columns.items():
+            if column not in record:
+                return f"no field {printable(column)} (the {role}); found {printable(', '.join(map(str, record)) or 'none')}"
+            value = record[column]
+            reason = _wrong_type(role, column, value)
+            if reason:
+                return reason
+            if role == "text" and not self.allow_empty and not value.strip():
+                return f"{printable(column)} is empty; remove the record, or accept such with data.allow_empty=true"
+            if role == "label" and isinstance(value, str) and not value.strip():
+                return f"{printable(column)} is empty; give it a label"
+            if role == "label":
+                kind = _kind(value)
+                first = self.kinds.setdefault(role, (kind, at(file, number)))
+                if kind != first[0]:
+                    return f"{printable(column)} is {kind} here but {first[0]} in {first[1]}; write all labels in one way"
+        if "tokens" in self.columns and len(record[self.columns["tokens"]]) != len(record[self.columns["tags"]]):
+            words, tags = len(record[self.columns["tokens"]]), len(record[self.columns["tags"]])
+            return f"{words} words but {tags} tags; every word needs one"
+        return None
+
+    def _choose(self, roles: Sequence[str], columns: Mapping[str, str | None]) -> dict[str, str]:
+        sample = list(islice(self.source.records(), 200))
+        records = [item[2] for item in sample if len(item) == 3]
+        if not records:
+            self.bad = [(f, b) for f, b in sample]  # type: ignore[misc]
+            self.finish()
+            raise BadInput(f"{self.key}: no records")
+        names = list(Counter(str(n) for r in records for n in r))
+        chosen: dict[str, str] = {}
+        for role in roles:
+            given = columns.get(role)
+            name = given or _guess(role, [n for n in names if n not in chosen.values()], records)
+            if name is None or name not in names:
+                file = sample[0][0]
+                what = f"no column {printable(given)}" if given else f"no column for the {role}"
+                example = f"data.columns.{role}=<name>"
+                raise BadInput(f"{at(file)}: {what}; found {printable(', '.join(names))}: choose with {example}" + self._headless(names))
+            chosen[role] = name
+        return chosen
+
+    def _headless(self, names: Sequence[str]) -> str:
+        looks_like_data = any(len(n.split()) > 3 for n in names) and not any(n.lower() in known for known in NAMES.values() for n in names)
+        return " (the first line looks like data: add a header line?)" if looks_like_data else ""
+
+
+def _guess(role: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str | None:
+    clean = {n.strip().lower(): n for n in reversed(names)}
+    for name in NAMES[role]:
+        if name in clean and _fits(role, clean[name], records):
+            return clean[name]
+    fitting = [n for n in names if _fits(role, n, records)]
+    if role == "text" and fitting:
+        return max(fitting, key=lambda n: sum(len(str(r.get(n) or "")) for r in records))
+    return fitting[0] if len(fitting) == 1 and role == "label" else None
+
+
+def _fits(role: str, column: str, records: Sequence[Mapping[str, Any]]) -> bool:
+    values = [r[column] for r in records if r.get(column) is not None]
+    fitting = sum(_wrong_type(role, column, v) is None for v in values)
+    return bool(values) and fitting > 0.5 * len(values)
+
+
+def _wrong_type(role: str, column: str, value: Any) -> str | None:
+    if value is None:
+        return f"{printable(column)} (the {role}) is null; fill it in or remove the record"
+    if role == "text" and not isinstance(value, str):
+        return f"{printable(column)} is {_kind(value)}; expected text"
+    if role == "label" and not isinstance(value, (str, int, float, list)):
+        return f"{printable(column)} is {_kind(value)}; expected a label or a list of labels"
+    if role in ("tokens", "tags"):
+        if not isinstance(value, list):
+            return f"{printable(column)} is {_kind(value)}; expected a list"
+        wrong = next((v for v in value if not isinstance(v, (str, int) if role == "tags" else str)), None)
+        if wrong is not None or (role == "tokens" and not value):
+            return (
+                f"{printable(column)} holds {_kind(wrong)}; expected text" if value else f"{printable(column)} is empty; remove the record"
+            )
+    return None
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), type(value).__name__)

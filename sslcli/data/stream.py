@@ -1,0 +1,101 @@
+"""Positions to batches. The position is the state: step t of epoch e takes places [t*B, (t+1)*B) of a permutation of (seed, e).
+
+Nothing is remembered between steps, so resuming is one integer and any number of ranks sees the same global batches.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from sslcli.core import Batch, Places
+from sslcli.data import chance
+from sslcli.errors import BadInput
+
+WINDOW = 50  # batches whose rows are sorted by length together: little padding, and still an arbitrary mix
+
+
+@dataclass
+class Stream:
+    places: Places
+    read: Callable[[np.ndarray, np.ndarray], Batch]  # (rows, keys) -> batch
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    micro_rows: int | None = None  # rows of one forward pass
+    micro_tokens: int | None = None  # padded tokens of one forward pass
+    whole: bool = False  # never cut a rank's share, never give an incomplete batch
+    _order: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world:
+            above = -(-self.batch_size // self.world) * self.world
+            legal = f"{above - self.world} or {above}" if above > self.world else f"{above}"
+            raise BadInput(f"trainer.batch_size={self.batch_size} is not divisible by trainer.devices={self.world}; use {legal}")
+        if self.whole:
+            self.batch_size = max(self.world, min(self.batch_size, self.places.count // self.world * self.world))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        count = self.places.count / self.batch_size
+        return max(1, math.floor(count) if self.whole else math.ceil(count))
+
+    def rows(self, step: int) -> np.ndarray:
+        """The global batch of a step: row numbers, the same for every rank."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, self._plan(epoch))
+        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step. Ranks take every n-th row, so that sorted rows share out evenly."""
+        mine = self.rows(step)[self.rank :: self.world]
+        keys = chance.keys(self.seed, step // self.steps_per_epoch, mine)
+        return [self.read(mine[part], keys[part]) for part in self._cut(mine)]
+
+    def _plan(self, epoch: int) -> np.ndarray:
+        order = chance.permutation(self.seed, epoch, self.places.count)
+        if self.places.lengths is None:
+            return order
+        size, pieces = self.batch_size, []
+        for start in range(0, len(order), size * WINDOW):
+            window = order[start : start + size * WINDOW]
+            pieces.append(window[np.argsort(self.places.lengths[window], kind="stable")])
+        flat = np.concatenate(pieces)
+        full = len(flat) // size * size
+        batches = flat[:full].reshape(-1, size)
+        return np.concatenate([batches[chance.permutation(self.seed ^ 0xBA7C, epoch, len(batches))].ravel(), flat[full:]])
+
+    def _cut(self, rows: np.ndarray) -> list[slice]:
+        if self.whole or not len(rows):
+            return [slice(0, len(rows))] if len(rows) else []
+        lengths = self.places.lengths[rows] if self.places.lengths is not None else np.ones(len(rows), np.int64)
+        limit = self.micro_tokens if self.places.lengths is not None and self.micro_tokens else math.inf
+        parts, start, longest = [], 0, 0
+        for i, length in enumerate(lengths.tolist()):
+            longest = max(longest, length)
+            if i > start and (i - start >= (self.micro_rows or math.inf) or longest * (i - start + 1) > limit):
+                parts.append(slice(start, i))
+                start, longest = i, length
+        return [*parts, slice(start, len(rows))]
+
+
+def in_order(places: Places, tokens: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
+    """Rows in batches of a token budget, longest first (so that memory is known after the first): the order of an evaluation."""
+    lengths = places.lengths if places.lengths is not None else np.full(places.count, places.width)
+    order = np.argsort(-lengths, kind="stable")[rank::world]
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, tokens // max(int(lengths[order[start]]), 1))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return {k: v if k == "weight" else v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}

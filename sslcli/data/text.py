@@ -1,0 +1,99 @@
+"""The `data` node of text runs: what the user said about the data, and the sources it names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sslcli.data.reader import Reader
+from sslcli.data.source import Source, open_source
+from sslcli.data.store import Store
+from sslcli.errors import BadInput
+
+Where = str | list[str] | None
+
+
+class TextData:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        train: Where,
+        valid: Where,
+        test: Where,
+        columns: dict[Literal["text", "label", "tokens", "tags"], str | None],
+        encoding: str,
+        delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None,
+        labels: list[str] | None,
+        max_length: Annotated[int, Field(ge=8)] | None,
+        too_long: Literal["truncate", "window", "drop", "error"] | None,
+        shots: Annotated[int, Field(ge=1)] | None,
+        valid_fraction: Annotated[float, Field(gt=0, lt=1)],
+        on_bad_record: Literal["fail", "skip"],
+        allow_empty: bool,
+        allow_changed: bool,
+    ):
+        self.seed, self.train, self.valid, self.test = seed, train, valid, test
+        self.columns, self.encoding, self.delimiter, self.labels = columns, encoding, delimiter, labels
+        self.max_length, self.too_long, self.shots, self.valid_fraction = max_length, too_long, shots, valid_fraction
+        self.on_bad_record, self.allow_empty, self.allow_changed = on_bad_record, allow_empty, allow_changed
+        try:
+            "".encode(encoding)
+        except LookupError as error:
+            raise ValueError(f"encoding={encoding}: no such encoding; utf-8, gb18030, latin-1, ... are known") from error
+
+    def source(self, split: str, tagged: bool) -> Source | None:
+        spec = getattr(self, split)
+        if spec is None and split == "test" and isinstance(self.train, str) and self.train.startswith("docstrings:"):
+            spec = "docstrings:test"  # the embedded labelled set brings its own test
+        if spec is None:
+            return None
+        return open_source(f"data.{split}", spec, encoding=self.encoding, delimiter=self.delimiter, tagged=tagged, seed=self.seed)
+
+    def reader(self, split: str, roles: Sequence[str]) -> Reader | None:
+        source = self.source(split, "tags" in roles)
+        if source is None:
+            if split == "train":
+                raise BadInput("data.train: missing; name a file, a glob, a folder, hf:<name>, or - for standard input")
+            return None
+        return Reader(f"data.{split}", source, roles, {str(k): v for k, v in self.columns.items()}, self.on_bad_record, self.allow_empty)
+
+
+@dataclass
+class Prepared:
+    """What preparing the data gave: stores by split, and the facts for data.json and the screen."""
+
+    stores: dict[str, Store]
+    facts: dict[str, Any]
+    labels: list[str]
+    bad: list[dict[str, Any]]
+
+
+def held_out(seed: int, strata: Sequence[int], fraction: float) -> np.ndarray:
+    """Indices of a stratified held-out part: `fraction` of every stratum, at least one row of those with two or more."""
+    groups: dict[int, list[int]] = {}
+    for i, stratum in enumerate(strata):
+        groups.setdefault(stratum, []).append(i)
+    random = np.random.Generator(np.random.Philox(key=[seed, 0x5EED]))
+    chosen: list[int] = []
+    for stratum in sorted(groups):
+        members = random.permutation(groups[stratum])
+        take = max(round(len(members) * fraction), 1) if len(members) > 1 else 0
+        chosen += members[:take].tolist()
+    return np.array(sorted(chosen), np.int64)
+
+
+def few(seed: int, strata: Sequence[int], shots: int) -> np.ndarray:
+    """Indices of `shots` rows of every stratum. Nested: the rows of 8 shots are among those of 16, for one seed."""
+    random = np.random.Generator(np.random.Philox(key=[seed, 0xF3]))
+    order = random.permutation(len(strata))
+    taken: dict[int, int] = {}
+    chosen = []
+    for i in order.tolist():
+        stratum = strata[i]
+        if taken.get(stratum, 0) < shots:
+            taken[stratum] = taken.get(stratum, 0) + 1
+            chosen.append(i)
+    return np.array(sorted(chosen), np.int64)

@@ -1,0 +1,73 @@
+"""What the device can do, and how it is set up for a run."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sslcli.errors import BadInput
+
+TOKENS_CPU, TOKENS_CUDA = 16_384, 65_536  # padded tokens of one forward pass, where the user names no micro_batch_size
+
+
+def precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype:
+    """bf16 wherever the device multiplies in it; fp32 otherwise."""
+    able = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+    if asked == "bf16" and not able and device.type == "cuda":
+        raise BadInput("trainer.precision=bf16: this GPU has no bf16; use trainer.precision=fp32")
+    return torch.bfloat16 if asked == "bf16" or (asked == "auto" and able) else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def prepare(device: torch.device, deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = not deterministic
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        keep_heap()
+
+
+def keep_heap() -> None:
+    """Large blocks that glibc gives back to the kernel after every step come back as page faults: a quarter of a step, measured."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap too
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the top of the heap
+
+
+def seed(seed: int, step: int, rank: int) -> None:
+    """Dropout and other draws on the device: keyed by (seed, step, rank), so that nothing about them need be saved."""
+    torch.manual_seed((seed * 1_000_003 + step) * 8191 + rank)
+
+
+def token_budget(device: torch.device) -> int:
+    return TOKENS_CUDA if device.type == "cuda" else TOKENS_CPU
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,97 @@
+"""Held-out losses and task scores, in memory that does not grow with the data set."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from sslcli import device
+from sslcli.core import Backbone, Batch, Objective, Places, Task
+from sslcli.data import chance
+from sslcli.data.examples import examples_of
+from sslcli.data.store import Store
+from sslcli.data.stream import Stream, in_order, to_device
+from sslcli.distributed import World
+from sslcli.run import Run, storage
+
+CHUNK = 4096  # examples that are predicted together
+SEED = 0x5C02E  # of masks and spans in evaluations: the same at every step and in every run
+
+
+def held_out(objective: Objective, model: Backbone, store: Store, world: World, batch_size: int) -> dict[str, float]:
+    """Weighted means of the loss and the logs over a whole store, with the same masks every time."""
+    sums: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for batch in _batches(objective, store, world, batch_size):
+            output = objective(model, batch)
+            for name, value in {"loss": output.loss, **output.logs}.items():
+                held = sums.setdefault(name, [0.0, 0.0])
+                held[0] += float(value) * float(batch["weight"])
+                held[1] += float(batch["weight"])
+    names = sorted({name for found in world.gather(sorted(sums)) for name in found})
+    flat = world.sum([x for name in names for x in sums.get(name, [0.0, 0.0])])
+    means = {name: flat[2 * i] / max(flat[2 * i + 1], 1e-9) for i, name in enumerate(names)}
+    scores = objective.summary(means)
+    if "perplexity" in scores and store.meta.get("bytes"):
+        scores["bits_per_byte"] = means["loss"] / np.log(2) * store.meta["tokens"] / store.meta["bytes"]
+    return scores
+
+
+def judge(task: Task, model: Backbone, store: Store, world: World, run: Run | None = None) -> dict[str, Any]:
+    """The task's scores on a store of examples; with `run`, predictions.jsonl is written there."""
+    examples = examples_of(store)
+    gold: list[Any] = []
+    said: list[Any] = []  # the predictions without their probabilities
+    with _predictions_file(run) as file:
+        for first in range(0, examples.count, CHUNK):
+            parts = _chunk(task, model, store, world, first)
+            for i in sorted(parts):  # examples that data.too_long=drop left out have no prediction and no score
+                example = json.loads(examples.text(i))
+                prediction = task.merge(parts[i], example["gold"])
+                gold.append(example["gold"])
+                said.append({"prediction": prediction["prediction"]})
+                if file is not None:
+                    file.write(json.dumps({"id": i, **example, **prediction}, ensure_ascii=False) + "\n")
+    return task.score(said, gold)
+
+
+def _chunk(task: Task, model: Backbone, store: Store, world: World, first: int) -> dict[int, list[Any]]:
+    """Predictions for the rows of `CHUNK` examples, by example, from all ranks."""
+    places, owners = task.rows(store), store["owner"].values[:, 0]
+    begin, end = np.searchsorted(owners, [first, first + CHUNK])
+    rows = np.arange(begin, end)
+    part = Places(len(rows), None if places.lengths is None else places.lengths[rows], places.width)
+    found: list[tuple[int, Any]] = []
+    with torch.no_grad():
+        for places_ in in_order(part, device.token_budget(world.device), world.rank, world.size):
+            chosen = rows[places_]
+            batch = to_device(task.read(store, chosen, chance.keys(SEED, 0, chosen)), world.device)
+            found += zip(owners[chosen].tolist(), task.predict(model, batch), strict=True)
+    by_owner: dict[int, list[Any]] = {}
+    for owner, prediction in (item for ranks in world.gather(found) for item in ranks):
+        by_owner.setdefault(owner, []).append(prediction)
+    return by_owner
+
+
+@contextlib.contextmanager
+def _predictions_file(run: Run | None) -> Iterator[TextIO | None]:
+    if run is None or not run.writes:
+        yield None
+        return
+    with storage(run.dir), (run.dir / "predictions.jsonl").open("w", encoding="utf-8") as file:
+        yield file
+
+
+def _batches(objective: Objective, store: Store, world: World, batch_size: int) -> Iterator[Batch]:
+    places = objective.rows(store)
+    if objective.couples_rows:
+        # the loss depends on who else is in the batch: take the batches of one fixed epoch
+        stream = Stream(places, lambda rows, keys: objective.read(store, rows, keys), batch_size, SEED, world.rank, world.size, whole=True)
+        for step in range(stream.steps_per_epoch):
+            yield from (to_device(b, world.device) for b in stream.batches(step))
+        return
+    for rows in in_order(places, device.token_budget(world.device), world.rank, world.size):
+        yield to_device(objective.read(store, rows, chance.keys(SEED, 0, rows)), world.device)

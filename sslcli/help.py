@@ -1,0 +1,118 @@
+"""Help for people. Static: it reads the first line of each YAML file and imports nothing heavy (a test holds it to that)."""
+
+from pathlib import Path
+
+OVERVIEW = """\
+ssl: pretrain on what you have, fine-tune with the few labels you can afford, export something that runs.
+
+usage: ssl <command> [key=value ...] [options]
+
+commands
+  pretrain     self-supervised, on an unlabelled corpus
+  finetune     a task with labels, from a pretrained model or run
+  evaluate     a finished run, on other data
+  export       a finished run, as hf, onnx or torch, checked against the trained model
+  completion   shell completion: bash, zsh or fish
+
+first steps (offline, on embedded text, minutes on a laptop)
+  ssl pretrain run.dir=runs/first trainer.time_limit=3m
+  ssl finetune from=runs/first run.dir=runs/task
+  ssl evaluate run=runs/task
+  ssl export run=runs/task format=onnx out=dist/task
+
+ssl <command> --help lists its keys, choices and examples."""
+
+OPTIONS = """\
+options
+  --dry-run          check everything (configuration, files, columns, labels, memory, disk), take two real steps, keep nothing
+  --cfg job          print the composed configuration and stop
+  -m, --multirun     sweep: key=a,b runs every combination, each in a process of its own, and ends in one table
+  --config-dir DIR   your own YAML files, as DIR/experiment/mine.yaml (then experiment=mine)
+  -q, -v             less, more on the screen
+  --debug            the traceback of an error"""
+
+VERBS = {
+    "pretrain": (
+        "ssl pretrain: one self-supervised objective over an unlabelled corpus. Bare, it learns from the documentation on this machine.",
+        ("data", "tokenizer", "model", "objective", "adversarial", "optimizer", "trainer", "experiment"),
+        """\
+  data.train=corpus/*.txt      your text: a file, glob, folder, hf:<name>, or - (.txt .jsonl .csv .tsv .parquet, also .gz .zst)
+  trainer.steps=20000          or trainer.epochs=3, or trainer.time_limit=2h
+  objective=span_contrastive   what to learn by
+  model=bert_small             which network, from scratch; from=<folder or hub name> continues a pretrained one
+  run.dir=runs/lm              where everything goes; add resume=auto to continue exactly where it stopped""",
+        """\
+  ssl pretrain objective=masked_lm model=bert_tiny data.train='corpus/*.txt' trainer.steps=2000 run.dir=runs/lm
+  ssl pretrain objective=causal_lm model=gpt_mini tokenizer=bpe data.train='corpus/**/*.jsonl.gz' trainer.steps=20000
+  ssl pretrain from=bert-base-cased data.train=own.txt optimizer.lr=5e-5
+  ssl pretrain run.dir=runs/lm resume=auto""",
+    ),
+    "finetune": (
+        "ssl finetune: one task over labelled examples, from a pretraining run, a model folder or a hub name.",
+        ("data", "tokenizer", "model", "task", "adversarial", "optimizer", "trainer", "experiment"),
+        """\
+  from=runs/lm                 the model to start from; init=random takes its architecture untrained, for comparison
+  data.train=train.csv         labelled data; also data.valid, data.test (without data.valid a part of train is held out)
+  data.columns.label=topic     which column is what, where guessing is wrong (text, label, tokens, tags)
+  data.shots=8                 only so many labels of each class
+  optimizer.lr=1e-4            the peak learning rate; left out, it follows from the model's width""",
+        """\
+  ssl finetune from=runs/lm data.train=train.csv data.test=test.csv run.dir=runs/topic
+  ssl finetune task=token_classification from=bert-base-cased data.train=train.conll data.valid=dev.conll data.test=test.conll
+  ssl finetune -m optimizer.lr=1e-5,3e-5,5e-5 seed=0,1 from=runs/lm data.train=train.csv""",
+    ),
+    "evaluate": (
+        "ssl evaluate: a finished run on other data, with the run's own settings.",
+        (),
+        """\
+  run=runs/topic               the run
+  data.test=other.csv          what to score it on; left out, the run's own test (or held-out) data
+  data.columns.text=body       which column is what, where guessing is wrong
+  out=runs/topic-other         where the scores and predictions.jsonl go; left out, a folder beside the run""",
+        """\
+  ssl evaluate run=runs/topic data.test=other.csv
+  ssl evaluate run=runs/lm data.test='heldout/*.txt'""",
+    ),
+    "export": (
+        "ssl export: a finished run as files that other tools load. It does not finish unless they agree with the trained model.",
+        (),
+        """\
+  run=runs/topic               the run
+  format=hf                    hf (plain transformers), onnx (needs the extra: pip install 'sslcli[onnx]'), torch (torch.export)
+  out=dist/topic               where to
+  rows=64                      how many of the run's own rows the export is compared on""",
+        """\
+  ssl export run=runs/topic format=hf out=dist/topic
+  ssl export run=runs/topic format=onnx out=dist/topic-onnx""",
+    ),
+}
+
+
+def overview() -> str:
+    return OVERVIEW
+
+
+def verb(name: str) -> str:
+    title, groups, overrides, examples = VERBS[name]
+    parts = [title, f"usage: ssl {name} [key=value ...] [options]"]
+    found = choices()
+    shown = [f"  {g}\n" + "\n".join(f"    {c:22} {line}" for c, line in found[g].items()) for g in groups if found.get(g)]
+    if shown:
+        parts.append("choices (group=choice)\n" + "\n".join(shown))
+    parts += [f"most used keys\n{overrides}", f"examples\n{examples}", OPTIONS, f"ssl {name} --cfg job prints every key with its value."]
+    return "\n\n".join(parts)
+
+
+def home() -> Path:
+    """The folder of YAML files: inside the package in a wheel, beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def choices() -> dict[str, dict[str, str]]:
+    """Group -> choice -> the one line that its file begins with."""
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(home().glob("*/*.yaml")):
+        with path.open(encoding="utf-8") as file:
+            found.setdefault(path.parent.name, {})[path.stem] = file.readline().lstrip("# ").rstrip()
+    return found

@@ -1,0 +1,126 @@
+"""The field's standard scores, as pure functions of lists, by the field's libraries; each headline score with a bootstrap interval."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+RESAMPLES, LEVEL = 1000, 0.95
+
+
+def interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
+    """Percentile bootstrap of a statistic of summed counts: rows [N, C] are resampled, `statistic` takes [R, C] sums to [R]."""
+    random = np.random.Generator(np.random.Philox(key=[seed, 0xB007]))
+    rows, repeats = np.unique(counts, axis=0, return_counts=True)
+    n = len(counts)
+    drawn = random.multinomial(n, repeats / n, size=RESAMPLES)  # equal rows are exchangeable: draw how often each kind comes
+    values = statistic(drawn @ rows)
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [round(float(low), 6), round(float(high), 6)]
+
+
+def classification(gold: Sequence[int], guess: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, macro-F1 over the classes that occur in gold or guess, and the table per class."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    gold_, guess_ = np.asarray(gold), np.asarray(guess)
+    scores: dict[str, Any] = {
+        "accuracy": float(accuracy_score(gold_, guess_)),
+        "macro_f1": float(f1_score(gold_, guess_, average="macro", zero_division=0)),
+    }
+    scores["accuracy_interval"] = interval((gold_ == guess_).astype(np.int64)[:, None], lambda s: s[:, 0] / len(gold_))
+    scores["macro_f1_interval"] = _macro_interval(gold_, guess_, len(names))
+    scores["report"] = class_report(gold_, guess_, names)
+    return scores
+
+
+def _macro_interval(gold: np.ndarray, guess: np.ndarray, classes: int) -> list[float]:
+    cells = np.unique(gold * classes + guess)
+    one_hot = (gold * classes + guess)[:, None] == cells
+    true, said = cells // classes, cells % classes
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        at_gold = sums @ (true[:, None] == np.arange(classes))
+        at_guess = sums @ (said[:, None] == np.arange(classes))
+        hit = sums @ ((true[:, None] == np.arange(classes)) & (true == said)[:, None])
+        total = at_gold + at_guess
+        f1 = np.divide(2 * hit, total, out=np.zeros(total.shape), where=total > 0)
+        return f1.sum(1) / np.maximum((total > 0).sum(1), 1)
+
+    return interval(one_hot.astype(np.int64), statistic)
+
+
+def class_report(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    from sklearn.metrics import classification_report
+
+    present = sorted(set(gold.tolist()) | set(guess.tolist()))
+    report = classification_report(gold, guess, labels=present, target_names=[names[i] for i in present], output_dict=True, zero_division=0)
+    return {k: _rounded(v) for k, v in report.items() if isinstance(v, dict)}
+
+
+def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """gold, guess [N, C] of 0 and 1: exact-match accuracy, micro- and macro-F1."""
+    from sklearn.metrics import classification_report, f1_score
+
+    exact = (gold == guess).all(1)
+    report = classification_report(gold, guess, target_names=list(names), output_dict=True, zero_division=0)
+    counts = np.concatenate([gold & guess, gold, guess], 1).astype(np.int64)
+
+    def macro(sums: np.ndarray) -> np.ndarray:
+        hit, true, said = np.split(sums, 3, axis=1)
+        return np.divide(2 * hit, true + said, out=np.zeros(hit.shape), where=true + said > 0).mean(1)
+
+    return {
+        "accuracy": float(exact.mean()),
+        "accuracy_interval": interval(exact.astype(np.int64)[:, None], lambda s: s[:, 0] / len(exact)),
+        "macro_f1": float(f1_score(gold, guess, average="macro", zero_division=0)),
+        "macro_f1_interval": interval(counts, macro),
+        "micro_f1": float(f1_score(gold, guess, average="micro", zero_division=0)),
+        "report": {k: _rounded(v) for k, v in report.items()},
+    }
+
+
+def ordinal(gold: Sequence[int], guess: Sequence[int]) -> dict[str, Any]:
+    """Mean distance of ranks, and quadratically weighted kappa."""
+    from sklearn.metrics import cohen_kappa_score
+
+    distance = np.abs(np.asarray(gold) - np.asarray(guess))
+    kappa = cohen_kappa_score(gold, guess, weights="quadratic") if len(set(gold) | set(guess)) > 1 else 1.0
+    return {"mae": float(distance.mean()), "quadratic_kappa": float(kappa)}
+
+
+def entities(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Entity-level precision, recall and F1 (micro) of BIO tags, equal to conlleval; the report per type with all averages."""
+    from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+
+    gold_, guess_ = [list(x) for x in gold], [list(x) for x in guess]
+    if not any(t != "O" for x in (*gold_, *guess_) for t in x):
+        return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_interval": [0.0, 0.0], "report": {}}
+    report = classification_report(gold_, guess_, output_dict=True, zero_division=0)
+    return {
+        "precision": float(precision_score(gold_, guess_, zero_division=0)),
+        "recall": float(recall_score(gold_, guess_, zero_division=0)),
+        "f1": float(f1_score(gold_, guess_, zero_division=0)),
+        "f1_interval": interval(_entity_counts(gold_, guess_), _entity_f1),
+        "report": {k: _rounded(v) for k, v in report.items()},
+    }
+
+
+def _entity_counts(gold: Sequence[list[str]], guess: Sequence[list[str]]) -> np.ndarray:
+    """[N, 3]: entities found, in gold, in guess, sentence by sentence."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    counts = []
+    for true, said in zip(gold, guess, strict=True):
+        a, b = set(get_entities(true)), set(get_entities(said))
+        counts.append((len(a & b), len(a), len(b)))
+    return np.array(counts, np.int64)
+
+
+def _entity_f1(sums: np.ndarray) -> np.ndarray:
+    total = sums[:, 1] + sums[:, 2]
+    return np.divide(2 * sums[:, 0], total, out=np.zeros(len(sums)), where=total > 0)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: int(v) if k == "support" else round(float(v), 6) for k, v in row.items()}

@@ -1,0 +1,238 @@
+"""Text encoders and decoders: Hugging Face networks, from scratch or pretrained, behind Backbone."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertConfig, GPT2Config, ModernBertConfig, PretrainedConfig, PreTrainedModel
+
+from sslcli.core import Backbone, Batch
+from sslcli.data.tokenizer import Tokenizer, quiet_transformers
+from sslcli.errors import BadCheckpoint, printable
+from sslcli.hf import attention
+from sslcli.hf.heads import AUTO, POOLED, Borrowed, Pooled, VocabularyHead
+
+DECODERS = {
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "opt",
+    "falcon",
+    "smollm3",
+}
+
+
+class Text(Backbone):
+    """bert: post-norm, learnt positions. modernbert: pre-norm, rotary positions, gated units. gpt2: a left-to-right decoder."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        architecture: Literal["bert", "modernbert", "gpt2"],
+        layers: Annotated[int, Field(ge=1)],
+        width: Annotated[int, Field(ge=8)],
+        heads: Annotated[int, Field(ge=1)],
+        inner: Annotated[int, Field(ge=8)],
+        positions: Annotated[int, Field(ge=16)],
+        dropout: Annotated[float, Field(ge=0, lt=1)],
+    ):
+        if width % heads:
+            raise ValueError(f"width={width} is not divisible by heads={heads}; {heads} heads need a multiple of {heads}")
+        super().__init__()
+        config = _config(architecture, tokenizer, layers, width, heads, inner, positions, dropout)
+        self._adopt(AutoModel.from_config(config))
+        self.loaded: dict[str, Any] = {"tensors": 0, "new": len(list(self.base.parameters())), "unused": [], "from": None}
+
+    @classmethod
+    def load(cls, folder: Path, kind: str | None, dropout: float | None, random: bool = False, native: bool = False) -> "Text":
+        """From a model folder, with the head `kind` if one is to be borrowed. `random`: its architecture with untrained weights;
+        `native`: keep the family's own classifier (a delivered model), where training would put a pooled one in its place."""
+        config = read_config(folder)
+        if dropout is not None:
+            _set_dropout(config, dropout)
+        if kind == "sequence_classification" and config.model_type in POOLED and not native:
+            kind = None  # these get a pooled classifier of ours
+        auto = AUTO[kind] if kind else AutoModel
+        self = cls.__new__(cls)
+        Backbone.__init__(self)
+        with quiet_transformers():
+            if random:
+                full, info = auto.from_config(config), {}
+            else:
+                options = {
+                    "config": config,
+                    "output_loading_info": True,
+                    "use_safetensors": True,
+                    "trust_remote_code": False,
+                    "local_files_only": True,
+                }
+                try:
+                    full, info = auto.from_pretrained(folder, dtype=torch.float32, **options)
+                except Exception as error:  # the library and safetensors raise whatever fits them
+                    raise BadCheckpoint(f"{printable(folder)}: cannot be loaded: {printable(str(error).splitlines()[0], 200)}") from error
+        self._adopt(full.base_model, full if kind else None, kind)
+        self.loaded = _receipt(folder, full, info, random)
+        return self
+
+    def _adopt(self, base: PreTrainedModel, full: PreTrainedModel | None = None, kind: str | None = None) -> None:
+        attention.register()
+        self.base = base
+        if kind != "sequence_classification" and isinstance(getattr(base, "pooler", None), nn.Module):
+            base.pooler = None  # the first token's layer: saved, counted, and never trained
+        text = base.config.get_text_config()
+        self.dim = int(text.hidden_size)
+        self.family = str(base.config.model_type)
+        self.decoder = self.family in DECODERS
+        self.positions = int(getattr(text, "max_position_embeddings", 512))
+        if self.family in ("roberta", "xlm-roberta", "camembert"):
+            self.positions -= 2  # these count positions from the padding id
+        self.pools_freely = self.family in POOLED and kind != "sequence_classification"
+        self._spare = [(kind, full)]  # a list, so that the module tree does not see the model a second time
+        if _fused_attention(base):
+            base.set_attn_implementation("sslcli")
+            if full is not None:
+                full.config._attn_implementation = "sslcli"
+
+    @property
+    def embedding(self) -> nn.Module:  # type: ignore[override]
+        return self.base.get_input_embeddings()
+
+    def encode(self, batch: Batch) -> Tensor:
+        options = {} if not self.decoder else {"use_cache": False}
+        output = self.base(
+            input_ids=batch["ids"],
+            attention_mask=batch.get("mask"),
+            **({"position_ids": batch["positions"]} if "positions" in batch else {}),
+            **options,
+        )
+        return output.last_hidden_state
+
+    def pool(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """The mean of the real tokens' states; for a decoder, the state of the last one, which alone has seen them all."""
+        mask = batch.get("mask")
+        if self.decoder:
+            if mask is None:
+                return hidden[:, -1]
+            last = mask.sum(1).long() - 1
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        if mask is None:
+            return hidden.mean(1)
+        weight = mask[..., None].to(hidden.dtype)
+        return (hidden * weight).sum(1) / weight.sum(1)
+
+    def checkpoint_gradients(self) -> None:
+        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def compile(self, **options: Any) -> None:
+        self.base.compile(**options)
+
+    def head(self, kind: str, labels: list[str] | None = None) -> Borrowed:
+        """The family's own head of this kind: the one that was loaded with the weights, or a new one."""
+        spare_kind, full = self._spare[0]
+        if spare_kind != kind or full is None:
+            config = self.base.config
+            full = AUTO[kind].from_config(config, attn_implementation=config._attn_implementation)
+            if kind in ("masked_lm", "causal_lm") and full.config.get_text_config().tie_word_embeddings:
+                full.get_output_embeddings().weight = self.embedding.weight
+        self._spare = [(None, None)]
+        if labels is not None and full.config.num_labels != len(labels):
+            config = full.config
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: i for i, label in enumerate(labels)}
+            rebuilt = AUTO[kind].from_config(config, attn_implementation=config._attn_implementation)
+            full = rebuilt
+        return VocabularyHead(full) if kind.endswith("_lm") else Borrowed(full)
+
+    def classifier(self, labels: int, layers: int, dropout: float) -> Pooled:
+        config = self.base.config
+        eps = float(getattr(config, "layer_norm_eps", 0) or getattr(config, "norm_eps", 1e-5))
+        return Pooled(self.dim, labels, layers, eps, dropout)
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """A model folder's config.json, refused where it would run code."""
+    from sslcli.hf.screen import screen
+
+    screen(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise BadCheckpoint(f"{printable(folder)}: its config.json cannot be used: {printable(str(error).splitlines()[0], 200)}") from error
+
+
+def _config(
+    architecture: str, tokenizer: Tokenizer, layers: int, width: int, heads: int, inner: int, positions: int, dropout: float
+) -> PretrainedConfig:
+    vocabulary = -(-tokenizer.size // 64) * 64  # a multiple that matrix products like; the surplus is never predicted
+    common: dict[str, Any] = {"vocab_size": vocabulary, "pad_token_id": tokenizer.pad}
+    if architecture == "gpt2":
+        end = tokenizer.hf.eos_token_id
+        drop = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+        return GPT2Config(
+            n_layer=layers,
+            n_embd=width,
+            n_head=heads,
+            n_inner=inner,
+            n_positions=positions,
+            bos_token_id=end,
+            eos_token_id=end,
+            **drop,
+            **common,
+        )
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner}
+    if architecture == "bert":
+        drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        return BertConfig(max_position_embeddings=positions, **sizes, **drop, **common)
+    hf = tokenizer.hf
+    ends = {
+        "cls_token_id": hf.cls_token_id,
+        "sep_token_id": hf.sep_token_id,
+        "bos_token_id": hf.cls_token_id,
+        "eos_token_id": hf.sep_token_id,
+    }
+    drop = {"attention_dropout": dropout, "mlp_dropout": dropout, "embedding_dropout": dropout}
+    full = {"layer_types": ["full_attention"] * layers, "classifier_pooling": "mean"}
+    return ModernBertConfig(max_position_embeddings=positions, **sizes, **drop, **ends, **full, **common)
+
+
+def _set_dropout(config: PretrainedConfig, rate: float) -> None:
+    for name in vars(config.get_text_config()):
+        if ("dropout" in name or "_pdrop" in name) and isinstance(getattr(config, name, None), (int, float)):
+            setattr(config, name, rate)
+
+
+def _fused_attention(base: PreTrainedModel) -> bool:
+    return bool(getattr(base, "_supports_sdpa", False)) and getattr(base.config, "_attn_implementation", "") == "sdpa"
+
+
+def _receipt(folder: Path, full: PreTrainedModel, info: Any, random: bool) -> dict[str, Any]:
+    names = list(full.state_dict())
+    missing = sorted(info.get("missing_keys", []))
+    mismatched = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", []))
+    new = names if random else [*missing, *mismatched]
+    base = set(full.base_model.state_dict())
+    prefix = f"{full.base_model_prefix}."
+    own = [n for n in names if n.removeprefix(prefix) in base and (n.startswith(prefix) or full is full.base_model)]
+    lost = [n for n in new if n in own and ".pooler." not in f".{n}"]
+    return {
+        "from": str(folder),
+        "tensors": len(names) - len(new),
+        "of": len(names),
+        "new": new[:50],
+        "unused": sorted(info.get("unexpected_keys", []))[:50],
+        "body_tensors": len(own),
+        "body_new": len(lost),
+        "first_lost": lost[:10],
+    }

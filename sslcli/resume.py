@@ -1,0 +1,99 @@
+"""What a run is when it is interrupted: where it stands, how that is kept, and how it goes on from there."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslcli import checkpoint, device
+from sslcli.distributed import World
+from sslcli.errors import BadCheckpoint, Diverged, StorageFull
+from sslcli.log import Screen
+from sslcli.optim import Optimizer
+from sslcli.run import Run
+
+FAILURES = 3  # saves in a row that the storage may refuse
+
+
+@dataclass
+class Standing:
+    """The numbers of a run after `done` steps; with the tensors, all that a resumed run needs."""
+
+    steps: int = 0
+    done: int = 0
+    elapsed: float = 0.0  # seconds of training, over all processes so far
+    best: dict[str, Any] = field(default_factory=lambda: {"score": None, "step": None, "waited": 0})
+    bad: dict[str, int] = field(default_factory=lambda: {"in_row": 0, "total": 0})  # non-finite steps
+    sums: dict[str, list[Any]] = field(default_factory=dict)  # name -> [weighted sum, weight] since the last line of the log
+
+
+class Keeper:
+    """Saves and restores one run. A failed save leaves older checkpoints alone and is tried again at the next interval."""
+
+    def __init__(self, run: Run, world: World, screen: Screen):
+        self.run, self.world, self.screen = run, world, screen
+        self.root = run.dir / "checkpoints"
+        self.saved, self.failures = -1, 0
+
+    def check_space(self, optimizer: Optimizer) -> None:
+        """Before step 1: will the checkpoints fit?"""
+        size = sum(m.numel() for m in optimizer.masters) * 4 * (3 + bool(optimizer.average))
+        needed, free = size * (self.run.keep + 2), device.free_bytes(self.run.dir)
+        if self.world.leads and free < needed:
+            sizes = f"{needed / 1e6:,.0f} MB are needed for checkpoints, {free / 1e6:,.0f} MB are free"
+            raise StorageFull(f"{self.run.dir}: {sizes}; free some space or lower run.keep")
+
+    def save(self, standing: Standing, modules: nn.Module, optimizer: Optimizer, must: bool = False) -> None:
+        """Commit. `must`: there is no later chance, so a refusal of the storage ends the run."""
+        if self.saved == standing.done or not self.world.leads:
+            return
+        tensors = {**optimizer.state(), "buffers": _buffers(modules)}
+        if not all(bool(torch.isfinite(t).all()) for t in tensors["weights"].values()):
+            raise Diverged(f"diverged: weights are not finite after step {standing.done}; lower optimizer.lr (now {optimizer.lr:.2g})")
+        numbers = asdict(standing) | {"sums": {k: [float(s), w] for k, (s, w) in standing.sums.items()}}
+        try:
+            checkpoint.save(self.root, standing.done, self.run.id, tensors, numbers)
+            checkpoint.rotate(self.root, self.run.id, self.run.keep, standing.best["step"])
+            self.saved, self.failures = standing.done, 0
+        except OSError as error:
+            self.failures += 1
+            self.screen.warn(f"step {standing.done}: checkpoint not written: {error.strerror}; older ones are intact")
+            if must or self.failures >= FAILURES:
+                raise StorageFull(
+                    f"{self.root}: cannot write checkpoints: {error.strerror}; free some space, then continue with resume=auto"
+                ) from error
+
+    def find(self) -> checkpoint.Found | None:
+        found = checkpoint.newest(self.root)
+        for line in found.refused if found else []:
+            self.screen.warn(f"refused {line}")
+        return found
+
+    def restore(self, found: checkpoint.Found, modules: nn.Module, optimizer: Optimizer) -> Standing:
+        names = ["weights", "moments", "buffers", *(["average"] if optimizer.average else [])]
+        tensors = {name: found.tensors(name) for name in names}
+        differing = sorted(set(optimizer.names) ^ set(tensors["weights"]))
+        if differing:
+            raise BadCheckpoint(f"{found.path}: made by another model or objective; it differs in {', '.join(differing[:5])}")
+        optimizer.load(tensors)
+        modules.load_state_dict(tensors["buffers"], strict=False)
+        standing = Standing(**found.state)
+        optimizer.refused.fill_(standing.bad["total"])
+        self.saved = standing.done
+        self.run.forget_after("metrics.jsonl", standing.done)
+        self.screen.say(f"resumed after step {standing.done:,} of {standing.steps:,}")
+        return standing
+
+    def best_weights(self, standing: Standing, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+        """Those of the best evaluation; the last ones where nothing was evaluated."""
+        best = standing.best["step"]
+        if best is None or best == standing.done:
+            return optimizer.best_weights()
+        found = checkpoint.exact(self.root / f"step-{best:08d}")
+        return found.tensors("average" if optimizer.average else "weights")
+
+
+def _buffers(modules: nn.Module) -> dict[str, torch.Tensor]:
+    """State that is no trainable weight: teachers, queues, centres."""
+    return {n: t for n, t in modules.state_dict(keep_vars=True).items() if not (isinstance(t, nn.Parameter) and t.requires_grad)}

@@ -1,0 +1,200 @@
+"""A run folder: claimed by one process, written by rank 0, the same for every verb."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from sslcli import __version__
+from sslcli.errors import BadInput, RunBusy, StorageFull, at, printable
+
+FORMAT = 1  # of the run folder; readers take every format ever released
+
+
+class Run:
+    """`run.dir`, claimed. Everything a verb writes goes through here; on ranks other than 0 nothing is written."""
+
+    def __init__(self, *, dir: str, keep: Annotated[int, Field(ge=1)] = 2):
+        self.dir, self.keep = Path(dir), keep
+        self.id = ""
+        self.writes = int(os.environ.get("RANK", "0")) == 0
+        self._lock: Any = None
+
+    @contextlib.contextmanager
+    def claim(self, config_yaml: str, resume: bool) -> Iterator["Run"]:
+        """Take the folder for this process. A folder that is in use ends in RunBusy; one that holds another run, in BadInput."""
+        if not self.writes:
+            yield self
+            return
+        if not resume:
+            self._refuse_if_used()
+        with storage(self.dir):
+            self.dir.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if not resume:
+            self._refuse_if_used()  # again, now that nobody else can write
+        with storage(self.dir):
+            self.id = self._identity()
+            if not (self.dir / "config.yaml").exists():
+                write_atomically(self.dir / "config.yaml", config_yaml)
+            self.write("environment.json", environment(self.id))
+        try:
+            yield self
+        finally:
+            self._lock.close()  # the file stays: removing it would let two processes hold two locks of one name
+
+    def write(self, name: str, value: Any) -> None:
+        if self.writes:
+            with storage(self.dir):
+                write_atomically(self.dir / name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        if self.writes:
+            with storage(self.dir), (self.dir / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def forget_after(self, name: str, step: int) -> None:
+        """Drop the lines of a metrics file that a resumed run is about to write again (and a half-written last one)."""
+        path = self.dir / name
+        if not self.writes or not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line)
+        write_atomically(path, "".join(line + "\n" for line in kept))
+
+    def _take_lock(self) -> None:
+        with storage(self.dir):
+            lock = (self.dir / "run.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise self._busy() from error
+        lock.seek(0)
+        lock.truncate()
+        json.dump({"host": platform.node(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, lock)
+        lock.flush()
+        self._lock = lock
+
+    def _refuse_if_used(self) -> None:
+        if self.dir.exists() and not self.dir.is_dir():
+            raise BadInput(f"run.dir={printable(self.dir)}: is a file; choose another run.dir")
+        if not self.dir.exists() or all(p.name == "run.lock" for p in self.dir.iterdir()):
+            return
+        path = self.dir / "run.lock"
+        if path.exists() and self._lock is None:
+            with path.open("a+", encoding="utf-8") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise self._busy() from error
+        raise BadInput(
+            f"run.dir={printable(self.dir)}: already holds files; add resume=auto to continue that run, or choose another run.dir"
+        )
+
+    def _busy(self) -> RunBusy:
+        owner = ""
+        with contextlib.suppress(OSError, ValueError):
+            held = json.loads((self.dir / "run.lock").read_text())
+            owner = f" by process {held['pid']} on {held['host']} since {held['started']}"
+        return RunBusy(f"{printable(self.dir)}: in use{printable(owner)}; wait for it, or choose another run.dir")
+
+    def _identity(self) -> str:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return str(json.loads((self.dir / "environment.json").read_text())["run_id"])
+        return secrets.token_hex(8)
+
+
+@contextlib.contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write into one line and exit 6."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, BlockingIOError):
+            raise
+        free = ""
+        with contextlib.suppress(OSError):
+            status = os.statvfs(path if path.exists() else path.parent)
+            free = f" ({status.f_bavail * status.f_frsize / 1e6:.0f} MB free)"
+        raise StorageFull(f"{printable(path)}: cannot write: {error.strerror}{free}; free some space or choose another run.dir") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The old content or the new, whenever the power fails: temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def environment(run_id: str) -> dict[str, Any]:
+    """What a run was made with: enough to make it again."""
+    import torch
+
+    packages = ("torch", "transformers", "tokenizers", "datasets", "hydra-core", "numpy", "safetensors", "scikit-learn")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "ssl": __version__,
+        "format": FORMAT,
+        "run_id": run_id,
+        "command": [redact(a) for a in sys.argv],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "packages": {p: version(p) for p in packages},
+    }
+
+
+def redact(argument: str) -> str:
+    """A command-line argument without what must not be written down: user names and passwords in URLs, tokens."""
+    argument = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", argument)
+    return re.sub(r"\b(hf_[A-Za-z0-9]{8,}|[A-Za-z0-9_\-]*(?:token|secret|password|api_?key)=)\S*", r"\1***", argument, flags=re.IGNORECASE)
+
+
+def config_of(folder: Path) -> Path:
+    """The config.yaml of a finished or running run, or one line that says why this is none."""
+    path = folder / "config.yaml"
+    if not folder.is_dir():
+        near = ", ".join(sorted(str(p.parent) for p in folder.parent.glob("*/config.yaml"))[-3:]) if folder.parent.is_dir() else ""
+        raise BadInput(f"run={printable(folder)}: no such folder" + (f"; runs there: {printable(near)}" if near else ""))
+    if not path.is_file():
+        raise BadInput(f"{at(path)}: missing; {printable(folder)} is not a run folder of ssl")
+    with contextlib.suppress(OSError, ValueError):
+        made = json.loads((folder / "environment.json").read_text())
+        if int(made.get("format", 1)) > FORMAT:
+            raise BadInput(
+                f"{printable(folder)}: written by ssl {printable(made.get('ssl'))}; this is {__version__}: upgrade sslcli to read it"
+            )
+    return path

