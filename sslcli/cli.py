@@ -2,13 +2,14 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sslcli import __version__, help
-from sslcli.errors import BadInput, Refusal, printable
+from sslcli.errors import BadInput, Preempted, Refusal, printable
 
 VERBS = ("pretrain", "finetune", "evaluate", "export")
 
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    handlers = {n: signal.signal(n, _stop) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         return _dispatch([w for w in words if w != "--debug"])
     except Refusal as error:
@@ -25,9 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {printable(line, 2000)}", file=sys.stderr)
         return error.code
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -36,6 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: internal: {type(error).__name__}: {printable(error, 500)}; --debug shows where", file=sys.stderr)
         return 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: Any) -> None:
+    """Asked to stop where there is no step to finish (the trainer puts its own handler in this one's place)."""
+    raise Preempted(f"stopped by {signal.Signals(number).name}; with the same run.dir, resume=auto continues from the last checkpoint")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TextIO
 
 import numpy as np
@@ -88,8 +89,10 @@ def _predictions_file(run: Run | None) -> Iterator[TextIO | None]:
 def _batches(objective: Objective, store: Store, world: World, batch_size: int) -> Iterator[Batch]:
     places = objective.rows(store)
     if objective.couples_rows:
-        # the loss depends on who else is in the batch: take the batches of one fixed epoch
-        stream = Stream(places, lambda rows, keys: objective.read(store, rows, keys), batch_size, SEED, world.rank, world.size, whole=True)
+        # the loss depends on who else is in the batch: take the batches of one fixed epoch, alike on 1, 2, 4 or 8 ranks
+        size = min(batch_size, places.count)
+        size = size // 8 * 8 or size
+        stream = Stream(places, partial(objective.read, store), size, SEED, world.rank, world.size, whole=True)
         for step in range(stream.steps_per_epoch):
             yield from (to_device(b, world.device) for b in stream.batches(step))
         return

@@ -23,9 +23,21 @@ class Standing:
     steps: int = 0
     done: int = 0
     elapsed: float = 0.0  # seconds of training, over all processes so far
+    order: int = 0  # checksum of all rows so far, in the order in which they were learnt from
     best: dict[str, Any] = field(default_factory=lambda: {"score": None, "step": None, "waited": 0})
     bad: dict[str, int] = field(default_factory=lambda: {"in_row": 0, "total": 0})  # non-finite steps
     sums: dict[str, list[Any]] = field(default_factory=dict)  # name -> [weighted sum, weight] since the last line of the log
+
+    def facts(self, batch_size: int) -> dict[str, Any]:
+        """What metrics.json says of the training itself."""
+        return {
+            "steps": self.done,
+            "seconds": round(self.elapsed, 2),
+            "examples_per_second": round(self.done * batch_size / max(self.elapsed, 1e-9), 2),
+            "best_step": self.best["step"],
+            "refused_steps": self.bad["total"],
+            "data_order": f"{self.order:08x}",
+        }
 
 
 class Keeper:

@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -110,16 +111,21 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.world.sum([float(self.signal > 0)])[0]:
+            name = signal.Signals(self.signal or signal.SIGTERM).name
+            where = f"after step {self.at.done:,} of {self.at.steps:,}"
+            raise Preempted(f"stopped by {name} {where}; run.dir={self.run.dir} resume=auto continues")
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer))
-        return self._facts()
+        facts = self.at.facts(self.batch_size)
+        return {**facts, "peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
 
     def _loop(self, bar: Bar, reader: ThreadPoolExecutor) -> None:
         at = self.at
         self.modules.train()
         ahead = reader.submit(self._read, at.done)
-        while at.done < at.steps:
+        while at.done < at.steps and not self._tired():
             step = at.done
-            batches = ahead.result()
+            batches, rows = ahead.result()
             ahead = reader.submit(self._read, step + 1)
             totals, stop = self._agree(batches)
 
@@ -128,9 +134,12 @@ class Trainer:
             norm = self.optimizer.step(self.world, step)
             for term in self.terms:
                 term.objective.after_step(self.model, (step + 1) / at.steps)
+            at.order = zlib.crc32(rows, at.order)
             self._count("norm", norm, 1.0)
             self._watch_finite(step)
             at.done, at.elapsed = step + 1, time.monotonic() - self.started
+            if self.signal and self.world.size == 1:
+                stop = "signal"  # nobody else to ask
 
             # once in a while: log, evaluate, save
             last = at.done == at.steps or stop == "time"
@@ -138,23 +147,26 @@ class Trainer:
                 self._log(bar)
             if self.judge and (last or at.done % self._interval("eval") == 0):
                 self._evaluate()
-            tired = self.patience is not None and at.best["waited"] >= self.patience
-            if last or tired or stop or at.done % self._interval("save") == 0:
-                self.keeper.save(at, self.modules, self.optimizer, must=bool(last or tired or stop))
+            last = last or bool(stop) or self._tired()
+            if last or at.done % self._interval("save") == 0:
+                self.keeper.save(at, self.modules, self.optimizer, must=last)
 
             # termination
             if stop == "signal":
-                name = signal.Signals(self.signal or signal.SIGTERM).name
-                raise Preempted(f"stopped by {name} after step {at.done:,} of {at.steps:,}; run.dir={self.run.dir} resume=auto continues")
+                return
             if stop == "time":
                 self.screen.say(f"time limit of {duration(self.time_limit or 0)} reached after {at.done:,} of {at.steps:,} steps")
                 return
-            if tired:
-                self.screen.say(f"no better score in {self.patience} evaluations: stopped after {at.done:,} of {at.steps:,} steps")
-                return
+        if self._tired():
+            self.screen.say(f"no better score in {self.patience} evaluations: stopped after {at.done:,} of {at.steps:,} steps")
 
-    def _read(self, step: int) -> list[list[Batch]]:
-        return [[to_device(b, self.device) for b in term.stream.batches(step)] for term in self.terms]
+    def _tired(self) -> bool:
+        return self.patience is not None and self.at.best["waited"] >= self.patience
+
+    def _read(self, step: int) -> tuple[list[list[Batch]], bytes]:
+        """This rank's micro-batches of every term, on the device, and the global batch's rows."""
+        rows = b"".join(term.stream.rows(step).tobytes() for term in self.terms)
+        return [[to_device(b, self.device) for b in term.stream.batches(step)] for term in self.terms], rows
 
     def _agree(self, batches: Sequence[Sequence[Batch]]) -> tuple[list[float], str | None]:
         """What all ranks must know before the first backward pass: global weights, and whether to stop after this step."""
@@ -274,7 +286,7 @@ class Trainer:
         self.modules.train()
         for step in range(CALIBRATION):
             start = time.monotonic()
-            for term, group in zip(self.terms, self._read(step), strict=True):
+            for term, group in zip(self.terms, self._read(step)[0], strict=True):
                 for batch in group:
                     self._backward(term, batch, 1.0)
             self.modules.zero_grad()
@@ -284,17 +296,5 @@ class Trainer:
 
     def _note(self, number: int, _: Any) -> None:
         if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: now
+            raise Preempted("interrupted twice: stopped at once; resume=auto continues from the last checkpoint")
         self.signal = number
-
-    def _facts(self) -> dict[str, Any]:
-        at, rows = self.at, self.at.done * self.batch_size
-        return {
-            "steps": at.done,
-            "seconds": round(at.elapsed, 2),
-            "examples_per_second": round(rows / max(at.elapsed, 1e-9), 2),
-            "peak_memory_bytes": device.peak_memory(self.device),
-            "best_step": at.best["step"],
-            "refused_steps": at.bad["total"],
-            "precision": str(self.precision).removeprefix("torch."),
-        }

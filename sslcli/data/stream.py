@@ -46,9 +46,10 @@ class Stream:
     def rows(self, step: int) -> np.ndarray:
         """The global batch of a step: row numbers, the same for every rank."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, self._plan(epoch))
-        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        order = self._order  # once: another thread may be reading the next epoch already
+        if order[0] != epoch:
+            order = self._order = (epoch, self._plan(epoch))
+        return order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step. Ranks take every n-th row, so that sorted rows share out evenly."""
