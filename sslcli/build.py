@@ -1,7 +1,7 @@
 """From checked configuration to the objects of a run."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from sslcli.core import Backbone, Objective
-from sslcli.data.corpus import texts_of
 from sslcli.data.store import built
 from sslcli.data.text import TextData
 from sslcli.data.tokenizer import Recipe, Tokenizer, sample
@@ -32,14 +31,18 @@ class Modules(nn.Module):
 
 
 def tokenizer_of(
-    source: str | None, recipe: Part[Recipe], data: TextData, model: Part[Backbone] | None, say: Callable[[str], None]
+    source: str | None,
+    recipe: Part[Recipe],
+    data: TextData,
+    model: Part[Backbone] | None,
+    roles: Sequence[str],
+    say: Callable[[str], None],
 ) -> Tokenizer:
     """The pretrained model's own, or one trained on the training text (kept, so that a second run finds it)."""
     if source is not None:
         return Tokenizer.load(model_folder(source))
     decoder = bool(model and model.config.get("architecture") == "gpt2")
-    tagged = "tokens" if data.columns.get("tokens") else None
-    reader = data.reader("train", ("text",)) if tagged is None else data.reader("train", ("tokens", "tags"))
+    reader = data.reader("train", roles)
     assert reader is not None
     key = {
         "kind": "tokenizer",
@@ -51,8 +54,7 @@ def tokenizer_of(
 
     def make(making: Path) -> None:
         say(f"training a {recipe.config['kind']} tokenizer of {recipe.config['vocabulary']:,} tokens on the corpus")
-        texts = texts_of(reader) if tagged is None else (" ".join(e["tokens"]) for _, _, e in reader)
-        chosen = sample(texts)
+        chosen = sample(e["text"] if "text" in e else " ".join(e["tokens"]) for _, _, e in reader)
         reader.finish()
         recipe.build().train(chosen, decoder).save(making)
 

@@ -49,9 +49,9 @@ def finetune(
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the examples in its words
         source = data.build(seed)
-        words = tokenizer_of(from_, tokenizer, source, model, call.screen.say)
-        backbone = backbone_of(from_, model, words, task.cls.head_kind, seed, dropout, init == "random")
         coder = task.cls.coder(task.config)
+        words = tokenizer_of(from_, tokenizer, source, model, coder.columns, call.screen.say)
+        backbone = backbone_of(from_, model, words, task.cls.head_kind, seed, dropout, init == "random")
         length = length_of(source, backbone, LONGEST)
         prepared = examples.prepare(source, coder, words, length)
         folder.data(prepared, length, source.allow_changed)

@@ -44,7 +44,7 @@ def pretrain(
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the corpus, in the words of the model
         source = data.build(seed)
-        words = tokenizer_of(from_, tokenizer, source, model, call.screen.say)
+        words = tokenizer_of(from_, tokenizer, source, model, ("text",), call.screen.say)
         with call.screen.progress("preparing", None) as bar:
             prepared = corpus.prepare(source, words, lambda done: bar.update(done, f"{done / 1e6:,.1f} MB of text"))
 
