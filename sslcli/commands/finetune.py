@@ -15,6 +15,7 @@ from sslcli.data.text import TextData
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import world
 from sslcli.evaluation import judge
+from sslcli.evidence.baseline import baseline as cheap
 from sslcli.optim import Optimizer
 from sslcli.run import Run
 from sslcli.schema import Part
@@ -81,6 +82,9 @@ def finetune(
         for split in ("valid", "test"):
             if split in prepared.stores:
                 scores[split] = judge(goal, backbone, prepared.stores[split], replicas, folder.run)
+        last = next((s for s in ("test", "valid") if s in prepared.stores), None)
+        if baseline and last and replicas.leads:
+            scores["baseline"] = cheap(goal, prepared.stores["train"], prepared.stores[last])
         folder.save_model(backbone, goal.head, words, prepared.labels, prepared.facts.get("labelling") == "multi")
         return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
 

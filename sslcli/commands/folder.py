@@ -106,6 +106,11 @@ class Folder:
                 if key in scores.get(split, {}):
                     value, low_high = scores[split][key], scores[split].get(f"{key}_interval")
                     rows.append([f"{split} {key}", shown(value), f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""])
+        cheap = scores.get("baseline")
+        for key in headline:
+            if cheap and key in cheap:
+                low_high = cheap.get(f"{key}_interval")
+                rows.append([f"{cheap['method']}: {key}", shown(cheap[key]), f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""])
         facts = scores.get("train") or scores["evaluation"]
         rows.append(["time", duration(facts["seconds"]), f"{facts['steps']:,} steps" if "steps" in facts else ""])
         speed = "tokens_per_second" if "tokens_per_second" in facts else "examples_per_second"
