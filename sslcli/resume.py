@@ -82,7 +82,14 @@ class Keeper:
             self.screen.warn(f"refused {line}")
         return found
 
-    def restore(self, found: checkpoint.Found, modules: nn.Module, optimizer: Optimizer) -> Standing:
+    def begin(self, found: checkpoint.Found | None, steps: int, modules: nn.Module, optimizer: Optimizer) -> Standing:
+        """Where a run of `steps` begins: at its start, or after the checkpoint. What was told of later steps will be told again."""
+        standing = self._restore(found, modules, optimizer) if found else Standing(steps)
+        for name in ("metrics.jsonl", "anomalies.jsonl"):
+            self.run.forget_after(name, standing.done)
+        return standing
+
+    def _restore(self, found: checkpoint.Found, modules: nn.Module, optimizer: Optimizer) -> Standing:
         names = ["weights", "moments", "buffers", *(["average"] if optimizer.average else [])]
         tensors = {name: found.tensors(name) for name in names}
         differing = sorted(set(optimizer.names) ^ set(tensors["weights"]))
@@ -93,7 +100,6 @@ class Keeper:
         standing = Standing(**found.state)
         optimizer.refused.fill_(standing.bad["total"])
         self.saved = standing.done
-        self.run.forget_after("metrics.jsonl", standing.done)
         self.screen.say(f"resumed after step {standing.done:,} of {standing.steps:,}")
         return standing
 

@@ -101,7 +101,7 @@ class Trainer:
         found = self.keeper.find() if resume else None
         steps = int(found.state["steps"]) if found else self._plan(auto)
         self.optimizer = optimizer.build(modules, steps, self.precision)
-        self.at = self.keeper.restore(found, modules, self.optimizer) if found else Standing(steps)
+        self.at = self.keeper.begin(found, steps, modules, self.optimizer)
         self.keeper.check_space(self.optimizer)
         self.started = time.monotonic() - self.at.elapsed
         before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}

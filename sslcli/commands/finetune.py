@@ -1,5 +1,6 @@
 """`ssl finetune`: one task over labelled examples, from a pretrained model."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,10 +11,11 @@ from sslcli.commands import Call
 from sslcli.commands.folder import claimed
 from sslcli.core import Adversary, Backbone, Task, Term
 from sslcli.data import examples
+from sslcli.data.store import Store
 from sslcli.data.stream import Stream
 from sslcli.data.text import TextData
 from sslcli.data.tokenizer import Recipe
-from sslcli.distributed import world
+from sslcli.distributed import World, world
 from sslcli.evaluation import judge
 from sslcli.evidence.baseline import baseline as cheap
 from sslcli.optim import Optimizer
@@ -77,16 +79,19 @@ def finetune(
             )
 
         # what stays
-        scores: dict[str, Any] = {"train": facts}
         modules.eval()
-        for split in ("valid", "test"):
-            if split in prepared.stores:
-                scores[split] = judge(goal, backbone, prepared.stores[split], replicas, folder.run)
-        last = next((s for s in ("test", "valid") if s in prepared.stores), None)
-        if baseline and last and replicas.leads:
-            scores["baseline"] = cheap(goal, prepared.stores["train"], prepared.stores[last])
+        scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, baseline)}
         folder.save_model(backbone, goal.head, words, prepared.labels, prepared.facts.get("labelling") == "multi")
         return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
+
+
+def _scores(task: Task, model: Backbone, stores: Mapping[str, Store], replicas: World, run: Run, baseline: bool) -> dict[str, Any]:
+    """Of every held-out split, and of what a cheap method makes of the same labels; predictions.jsonl is of the last split."""
+    splits = [split for split in ("valid", "test") if split in stores]
+    scores: dict[str, Any] = {split: judge(task, model, stores[split], replicas, run) for split in splits}
+    if baseline and splits and replicas.leads:
+        scores["baseline"] = cheap(task, stores["train"], stores[splits[-1]])
+    return scores
 
 
 def _steps(stream: Stream) -> int:

@@ -20,8 +20,8 @@ def baseline(task: Task, train: Store, scored: Store) -> dict[str, Any] | None:
     known, asked = list(_examples(train)), list(_examples(scored))
     gold = [g for _, g in asked]
     if known and isinstance(known[0][0], list):
-        guess = _lookup(known, [words for words, _ in asked])
-        return {"method": "the most frequent tag of each word", **_scores(task, guess, gold)}
+        tags = _lookup(known, [words for words, _ in asked])
+        return {"method": "the most frequent tag of each word", **_scores(task, tags, gold)}
     if any(isinstance(g, list) for _, g in known):
         return None
     labels = Counter(g for _, g in known)
