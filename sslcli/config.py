@@ -13,7 +13,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, UnsupportedInterpolationType
 
@@ -110,12 +110,23 @@ def load(path: Path) -> dict[str, Any]:
     return tree
 
 
+def parse(parser: OverridesParser, text: str) -> Override:
+    """One override. Hydra's grammar knows no letters beyond ASCII outside quotes: a plain value that has some is quoted for the user."""
+    try:
+        return parser.parse_override(text)
+    except HydraException:
+        key, equals, value = text.partition("=")
+        if not equals or value[:1] in tuple("[{(\"'") or "'" in value:
+            raise
+        return parser.parse_override(f"{key}='{value}'")
+
+
 def _parse(overrides: Sequence[str], problems: list[str]) -> list[Override]:
     parser, parsed = OverridesParser.create(), []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
-        except (OverrideParseException, HydraException):
+            parsed.append(parse(parser, text))
+        except HydraException:
             key, equals, value = text.partition("=")
             if not equals:
                 remedy = f"write {printable(key.strip() or 'key')}=<value>"
@@ -193,8 +204,8 @@ def _resolve(config: DictConfig, problems: list[str]) -> dict[str, Any]:
     except UnsupportedInterpolationType as error:
         raise Unsafe(f"{error.full_key}: only ${{now:}}, ${{oc.env:SSL_...}} and references to other keys are allowed") from error
     except InterpolationResolutionError as error:
-        if isinstance(error.__cause__, Unsafe):
-            raise error.__cause__ from error
+        if "Unsafe raised" in str(error):  # OmegaConf keeps the message of what a resolver raised, not the exception
+            raise Unsafe(f"{error.full_key}: {printable(str(error).splitlines()[0].partition(': ')[2])}") from error
         problems.append(f"{error.full_key}: {printable(str(error).splitlines()[0])}")
     except RecursionError:
         problems.append("an interpolation refers to itself in a circle")

@@ -70,6 +70,8 @@ class Objective(nn.Module, ABC):
     higher_is_better: ClassVar[bool] = False
     head_kind: ClassVar[str | None] = None  # the pretrained head that it borrows, if there is one: masked_lm, token_classification, ...
     couples_rows: ClassVar[bool] = False  # True: rows of a batch are each other's negatives, so a batch is never cut in pieces
+    batch_size: ClassVar[int] = 32  # examples of a step where the user names no number,
+    row_length: ClassVar[int] = 128  # and tokens of a row
 
     @abstractmethod
     def rows(self, store: Any) -> Places:
@@ -82,6 +84,9 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, model: Backbone, batch: Batch) -> Output: ...
+
+    def begin(self, model: Backbone, stream: Any) -> None:
+        """Before the first step of a run (not of a resumed one): what the data decides, such as a head solved on the frozen network."""
 
     def after_step(self, model: Backbone, progress: float) -> None:
         """Called after each optimizer step, `progress` in [0, 1]: teachers, queues and centres move here."""
@@ -116,8 +121,8 @@ class Task(Objective, ABC):
         """The prediction for an example, from those of its rows."""
 
     @abstractmethod
-    def score(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> dict[str, Any]:
-        """The field's standard scores of predictions against gold, aligned by position."""
+    def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
+        """The field's standard scores of what was predicted (`prediction` of each example) against gold, aligned by position."""
 
 
 class Noise(Protocol):

@@ -59,6 +59,11 @@ def token_budget(device: torch.device) -> int:
     return TOKENS_CUDA if device.type == "cuda" else TOKENS_CPU
 
 
+def worth_a_pass(device: torch.device) -> int:
+    """Padded tokens that cost as much as the overhead of one more forward and backward pass."""
+    return 8192 if device.type == "cuda" else 256
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: of the device on CUDA, of the process elsewhere."""
     if device.type == "cuda":

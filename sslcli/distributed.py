@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +44,12 @@ class World:
         dist.all_reduce(flat)
         for grad, part in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads), strict=True):
             grad.copy_(part)
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """What rank 0 has, everywhere."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.data, 0)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over ranks of a few numbers: batch weights and flags. The one thing that every step waits for."""

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, TextIO
 
 import numpy as np
@@ -22,11 +24,13 @@ CHUNK = 4096  # examples that are predicted together
 SEED = 0x5C02E  # of masks and spans in evaluations: the same at every step and in every run
 
 
-def held_out(objective: Objective, model: Backbone, store: Store, world: World, batch_size: int) -> dict[str, float]:
-    """Weighted means of the loss and the logs over a whole store, with the same masks every time."""
+def held_out(
+    objective: Objective, model: Backbone, store: Store, world: World, batch_size: int, most: int | None = None
+) -> dict[str, float]:
+    """Weighted means of the loss and the logs over a whole store (or `most` of its batches), with the same masks every time."""
     sums: dict[str, list[float]] = {}
     with torch.no_grad():
-        for batch in _batches(objective, store, world, batch_size):
+        for batch in islice(_batches(objective, store, world, batch_size), most):
             output = objective(model, batch)
             for name, value in {"loss": output.loss, **output.logs}.items():
                 held = sums.setdefault(name, [0.0, 0.0])
@@ -41,28 +45,36 @@ def held_out(objective: Objective, model: Backbone, store: Store, world: World, 
     return scores
 
 
-def judge(task: Task, model: Backbone, store: Store, world: World, run: Run | None = None) -> dict[str, Any]:
-    """The task's scores on a store of examples; with `run`, predictions.jsonl is written there."""
+def judge(task: Task, model: Backbone, store: Store, world: World, run: Run | None = None, most: int | None = None) -> dict[str, Any]:
+    """The task's scores on a store of examples (or the first `most`); with `run`, predictions.jsonl is written there.
+
+    What is held of an example is what it is called and was taken for: logits and texts go as they come.
+    """
     examples = examples_of(store)
     gold: list[Any] = []
-    said: list[Any] = []  # the predictions without their probabilities
+    said: list[Any] = []
     with _predictions_file(run) as file:
-        for first in range(0, examples.count, CHUNK):
-            parts = _chunk(task, model, store, world, first)
+        for first in range(0, min(examples.count, most or examples.count), CHUNK):
+            parts = _chunk(task, model, store, world, first, min(CHUNK, most or CHUNK))
             for i in sorted(parts):  # examples that data.too_long=drop left out have no prediction and no score
                 example = json.loads(examples.text(i))
                 prediction = task.merge(parts[i], example["gold"])
-                gold.append(example["gold"])
-                said.append({"prediction": prediction["prediction"]})
+                gold.append(_interned(example["gold"]))
+                said.append(_interned(prediction["prediction"]))
                 if file is not None:
                     file.write(json.dumps({"id": i, **example, **prediction}, ensure_ascii=False) + "\n")
     return task.score(said, gold)
 
 
-def _chunk(task: Task, model: Backbone, store: Store, world: World, first: int) -> dict[int, list[Any]]:
-    """Predictions for the rows of `CHUNK` examples, by example, from all ranks."""
+def _interned(value: Any) -> Any:
+    """Labels come from a short list: one object each, however many examples have it."""
+    return sys.intern(value) if isinstance(value, str) else [_interned(v) for v in value] if isinstance(value, list) else value
+
+
+def _chunk(task: Task, model: Backbone, store: Store, world: World, first: int, count: int) -> dict[int, list[Any]]:
+    """Predictions for the rows of `count` examples, by example, from all ranks."""
     places, owners = task.rows(store), store["owner"].values[:, 0]
-    begin, end = np.searchsorted(owners, [first, first + CHUNK])
+    begin, end = np.searchsorted(owners, [first, first + count])
     rows = np.arange(begin, end)
     part = Places(len(rows), None if places.lengths is None else places.lengths[rows], places.width)
     found: list[tuple[int, Any]] = []

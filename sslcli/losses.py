@@ -1,10 +1,13 @@
-"""Losses as pure functions of tensors."""
+"""Losses as pure functions of tensors, and a solver for small convex ones."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 1 << 25  # logits held at once by `linear_cross_entropy`
+TINY = torch.finfo(torch.float32).tiny
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -26,14 +29,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             h, t = hidden[start : start + rows], target[start : start + rows]
             logits = F.linear(h, weight, bias)
-            best, guess = logits.max(-1)
             at = torch.arange(len(t), device=t.device)
-            chosen = logits[at, t].float()
+            correct += (logits[at, t] == logits.amax(-1)).sum()
             p = torch.softmax(logits, -1)
-            # log sum exp from the largest probability, the one that is stored most exactly
-            loss += (best.float() - p[at, guess].float().log() - chosen).sum()
-            correct += (guess == t).sum()
-            p[at, t] -= 1
+            chosen = p[at, t]
+            loss -= chosen.float().clamp(min=TINY).log().sum()
+            p[at, t] = chosen - 1
             grad_hidden[start : start + rows] = p @ weight
             if grad_weight is not None:
                 if n > rows:
@@ -41,10 +42,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight = p.t() @ h
             if grad_bias is not None:
-                grad_bias += p.sum(0, dtype=torch.float32)
+                grad_bias += (torch.ones_like(p[:, :1]).t() @ p)[0]  # a product: `sum` would copy all of p to fp32
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.n, ctx.dtype = n, weight.dtype
-        return loss / n, correct / n
+        accuracy = correct / n
+        ctx.mark_non_differentiable(accuracy)
+        return loss / n, accuracy
 
     @staticmethod
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,3 +88,18 @@ def ordinal_targets(target: Tensor, classes: int) -> Tensor:
     """Soft labels that fall with the distance of ranks (SORD, Diaz and Marathe 2019): [B] -> [B, classes]."""
     ranks = torch.arange(classes, device=target.device)
     return torch.softmax(-(target[:, None] - ranks[None, :]).abs().float(), -1)
+
+
+def settle(parameters: Sequence[Tensor], loss: Callable[[], Tensor], decay: float, most: int = 200) -> None:
+    """Minimise `loss() + decay * |matrices|^2` over a few parameters in place (L-BFGS, all data at once: a head on frozen features)."""
+    parameters = list(parameters)
+    engine = torch.optim.LBFGS(parameters, max_iter=most, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        engine.zero_grad()
+        value = loss() + decay * sum(p.square().sum() for p in parameters if p.ndim > 1)
+        value.backward()
+        return value
+
+    engine.step(closure)
+    engine.zero_grad()

@@ -19,7 +19,16 @@ def interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], 
     return [round(float(low), 6), round(float(high), 6)]
 
 
-def classification(gold: Sequence[int], guess: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval for the mean of a few runs."""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    mean = float(np.mean(values))
+    return mean - half, mean + half
+
+
+def classification(gold: Sequence[int] | np.ndarray, guess: Sequence[int] | np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Accuracy, macro-F1 over the classes that occur in gold or guess, and the table per class."""
     from sklearn.metrics import accuracy_score, f1_score
 
@@ -76,17 +85,19 @@ def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> di
         "macro_f1": float(f1_score(gold, guess, average="macro", zero_division=0)),
         "macro_f1_interval": interval(counts, macro),
         "micro_f1": float(f1_score(gold, guess, average="micro", zero_division=0)),
+        "micro_f1_interval": interval(np.stack([c.sum(1) for c in np.split(counts, 3, axis=1)], 1), _f1),
         "report": {k: _rounded(v) for k, v in report.items()},
     }
 
 
-def ordinal(gold: Sequence[int], guess: Sequence[int]) -> dict[str, Any]:
+def ordinal(gold: Sequence[int] | np.ndarray, guess: Sequence[int] | np.ndarray) -> dict[str, Any]:
     """Mean distance of ranks, and quadratically weighted kappa."""
     from sklearn.metrics import cohen_kappa_score
 
     distance = np.abs(np.asarray(gold) - np.asarray(guess))
-    kappa = cohen_kappa_score(gold, guess, weights="quadratic") if len(set(gold) | set(guess)) > 1 else 1.0
-    return {"mae": float(distance.mean()), "quadratic_kappa": float(kappa)}
+    kappa = cohen_kappa_score(gold, guess, weights="quadratic") if len(np.union1d(gold, guess)) > 1 else 1.0
+    mae_interval = interval(distance.astype(np.int64)[:, None], lambda s: s[:, 0] / len(distance))
+    return {"mae": float(distance.mean()), "mae_interval": mae_interval, "quadratic_kappa": float(kappa)}
 
 
 def entities(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -97,11 +108,14 @@ def entities(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> d
     if not any(t != "O" for x in (*gold_, *guess_) for t in x):
         return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "f1_interval": [0.0, 0.0], "report": {}}
     report = classification_report(gold_, guess_, output_dict=True, zero_division=0)
+    counts = _entity_counts(gold_, guess_)
     return {
         "precision": float(precision_score(gold_, guess_, zero_division=0)),
+        "precision_interval": interval(counts, lambda s: _share(s[:, 0], s[:, 2])),
         "recall": float(recall_score(gold_, guess_, zero_division=0)),
+        "recall_interval": interval(counts, lambda s: _share(s[:, 0], s[:, 1])),
         "f1": float(f1_score(gold_, guess_, zero_division=0)),
-        "f1_interval": interval(_entity_counts(gold_, guess_), _entity_f1),
+        "f1_interval": interval(counts, _f1),
         "report": {k: _rounded(v) for k, v in report.items()},
     }
 
@@ -117,9 +131,13 @@ def _entity_counts(gold: Sequence[list[str]], guess: Sequence[list[str]]) -> np.
     return np.array(counts, np.int64)
 
 
-def _entity_f1(sums: np.ndarray) -> np.ndarray:
-    total = sums[:, 1] + sums[:, 2]
-    return np.divide(2 * sums[:, 0], total, out=np.zeros(len(sums)), where=total > 0)
+def _f1(sums: np.ndarray) -> np.ndarray:
+    """Of sums [R, 3]: found, in gold, in guess."""
+    return _share(2 * sums[:, 0], sums[:, 1] + sums[:, 2])
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

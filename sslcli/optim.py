@@ -44,7 +44,6 @@ class Optimizer:
     def __init__(
         self,
         modules: nn.Module,
-        steps: int,
         precision: torch.dtype,
         *,
         kind: Literal["adamw", "adam", "sgd", "lion", "muon"],
@@ -57,7 +56,8 @@ class Optimizer:
         layer_decay: Annotated[float, Field(gt=0, le=1)],
         ema: Annotated[float, Field(gt=0, lt=1)] | None,
     ):
-        self.steps, self.schedule, self.warmup, self.clip, self.ema_decay = steps, schedule, max(1, round(warmup * steps)), clip, ema
+        self.steps = 1  # of the whole run: set once they are known, before the first one
+        self.schedule, self.warmup, self.clip, self.ema_decay = schedule, warmup, clip, ema
         self.lr = lr if lr is not None else default_lr(modules, kind)
         trainable = [(n, p) for n, p in modules.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in trainable]
@@ -111,9 +111,10 @@ class Optimizer:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (from 0): linear warm-up, then constant, linear, cosine, or (wsd) constant with a last fifth of decay."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        progress = (step - warm) / max(1, self.steps - warm)
         share = {
             "constant": 1.0,
             "linear": 1 - progress,

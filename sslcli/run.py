@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -39,9 +40,8 @@ class Run:
             return
         if not resume:
             self._refuse_if_used()
-        with storage(self.dir):
-            self.dir.mkdir(parents=True, exist_ok=True)
         self._take_lock()
+        fresh = not (self.dir / "config.yaml").exists()
         if not resume:
             self._refuse_if_used()  # again, now that nobody else can write
         with storage(self.dir):
@@ -51,8 +51,12 @@ class Run:
             self.write("environment.json", environment(self.id))
         try:
             yield self
+        except BaseException:
+            if fresh and not self._has_result():
+                self._remove()
+            raise
         finally:
-            self._lock.close()  # the file stays: removing it would let two processes hold two locks of one name
+            self._lock.close()
 
     def write(self, name: str, value: Any) -> None:
         if self.writes:
@@ -76,13 +80,34 @@ class Run:
                     kept.append(line)
         write_atomically(path, "".join(line + "\n" for line in kept))
 
+    def _has_result(self) -> bool:
+        """Whether anything is in the folder that cost training time."""
+        return any((self.dir / name).exists() for name in ("metrics.jsonl", "anomalies.jsonl")) or any(self.dir.glob("checkpoints/step-*"))
+
+    def _remove(self) -> None:
+        """Nothing half made: the folder goes as it came. Renamed first, so that whoever takes the name next loses nothing."""
+        going = self.dir.with_name(f".{self.dir.name}.gone-{self.id}")
+        with contextlib.suppress(OSError):
+            self.dir.rename(going)
+            shutil.rmtree(going)
+
     def _take_lock(self) -> None:
-        with storage(self.dir):
-            lock = (self.dir / "run.lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise self._busy() from error
+        path = self.dir / "run.lock"
+        while True:
+            with storage(self.dir):
+                self.dir.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock = path.open("a+", encoding="utf-8")
+                except FileNotFoundError:
+                    continue  # its last owner has just removed the folder
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise self._busy() from error
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+                    break  # else the lock is of a folder that was removed meanwhile
+            lock.close()
         lock.seek(0)
         lock.truncate()
         json.dump({"host": platform.node(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, lock)

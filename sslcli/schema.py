@@ -1,7 +1,8 @@
 """Signatures are the schema: a keyword-only parameter is a configuration key, its annotation is type and range.
 
 The verb's own signature describes the top of the tree; a parameter annotated `Part[X]` is a node that X's constructor describes.
-Positional parameters are what only a running program knows (data, vocabulary, device); they never come from a file.
+Positional parameters are what only a running program knows (data, vocabulary, device); they never come from a file. Values that are
+each right and contradict each other are told by the class's `contradiction(keys)`, where it has one.
 """
 
 import difflib
@@ -143,6 +144,8 @@ def _check_part(path: str, abstract: type, node: Mapping, plugins: Iterable[str]
         node = {k: v for k, v in node.items() if k != "kind"}
     names, hints = _keys(init := cls.__init__)  # type: ignore[misc]
     values = _validate(path, _model(init, hints, names), dict(node), problems)
+    if values and hasattr(cls, "contradiction") and (reason := cls.contradiction(values)):
+        problems.append(f"{path}: {reason}")
     return Part(path, cls, {names[k]: v for k, v in values.items()})
 
 

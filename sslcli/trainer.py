@@ -1,10 +1,9 @@
 """The one loop."""
 
-import math
 import signal
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -21,6 +20,7 @@ from sslcli.distributed import World
 from sslcli.errors import Diverged, OutOfMemory, Preempted
 from sslcli.log import Bar, Screen, duration, seconds
 from sslcli.optim import Optimizer
+from sslcli.pace import Pace
 from sslcli.resume import Keeper, Standing
 from sslcli.run import Run
 from sslcli.schema import Part
@@ -29,9 +29,6 @@ Count = Annotated[int, Field(ge=1)]
 Judge = Callable[[], dict[str, Any]]  # scores on held-out data
 
 BAD_IN_ROW, BAD_SHARE = 5, 0.001  # non-finite steps that a run survives
-AUTO = {"eval": 10, "save": 10, "log": 100}  # times in a whole run, where the user names no interval
-EVALUATING = 0.1  # share of the time that evaluations may take
-CALIBRATION, USABLE = 4, 0.92  # steps to measure a speed with; the share of a time limit that steps may use
 
 
 class Trainer:
@@ -41,10 +38,11 @@ class Trainer:
         run: Run,
         screen: Screen,
         seed: int,
+        usual: int,
         *,
         steps: Count | None,
         epochs: Annotated[float, Field(gt=0)] | None,
-        batch_size: Count,
+        batch_size: Count | None,
         micro_batch_size: Count | None,
         precision: Literal["auto", "fp32", "bf16"],
         devices: Count,
@@ -57,28 +55,36 @@ class Trainer:
         deterministic: bool,
         gradient_checkpointing: bool,
     ):
-        if steps is not None and epochs is not None:
-            raise ValueError(f"steps={steps} and epochs={epochs} contradict each other; give one of them")
         self.world, self.run, self.screen, self.seed = world, run, screen, seed
-        self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
-        self.micro_rows, self.patience = micro_batch_size, patience
-        self.every = {"eval": eval_every, "save": save_every, "log": log_every}
+        self.batch_size, self.micro_rows, self.patience = batch_size or usual, micro_batch_size, patience
         self.time_limit = seconds(time_limit)
+        self.pace = Pace(steps, epochs, self.batch_size, {"eval": eval_every, "save": save_every, "log": log_every}, self.time_limit)
         self.device = world.device
         self.precision = device.precision(precision, world.device)
         self.compile = world.device.type == "cuda" if compile == "auto" else compile
         self.gradient_checkpointing = gradient_checkpointing
         device.prepare(world.device, deterministic)
         self.keeper = Keeper(run, world, screen)
-        self.signal = 0
+        self.signal, self.at = 0, Standing()
+
+    @staticmethod
+    def contradiction(keys: Mapping[str, Any]) -> str | None:
+        steps, epochs = keys["steps"], keys["epochs"]
+        if steps is not None and epochs is not None:
+            return f"steps={steps} and epochs={epochs} contradict each other; give one of them"
+        try:
+            seconds(keys["time_limit"])
+        except ValueError as error:
+            return str(error)
+        return None
 
     def stream(self, objective: Objective, store: Store, seed: int) -> Stream:
         """The training batches of a term, cut so that a forward pass fits in memory."""
         places, budget = objective.rows(store), device.token_budget(self.device)
         rows = self.micro_rows or (None if places.lengths is not None else max(1, budget // places.width))
         tokens = budget if self.micro_rows is None else None
-        read = partial(objective.read, store)
-        return Stream(places, read, self.batch_size, seed, self.world.rank, self.world.size, rows, tokens, objective.couples_rows)
+        read, worth = partial(objective.read, store), device.worth_a_pass(self.device)
+        return Stream(places, read, self.batch_size, seed, self.world.rank, self.world.size, rows, tokens, worth, objective.couples_rows)
 
     def fit(
         self,
@@ -99,9 +105,11 @@ class Trainer:
         if self.compile:
             model.compile(dynamic=True)
         found = self.keeper.find() if resume else None
-        steps = int(found.state["steps"]) if found else self._plan(auto)
-        self.optimizer = optimizer.build(modules, steps, self.precision)
-        self.at = self.keeper.begin(found, steps, modules, self.optimizer)
+        if found is None:
+            self._begin()
+        self.optimizer = optimizer.build(modules, self.precision)
+        steps = int(found.state["steps"]) if found else self.pace.plan(terms[0].stream, auto, self.world, self._rehearse)
+        self.at, self.optimizer.steps = self.keeper.begin(found, steps, modules, self.optimizer), steps
         self.keeper.check_space(self.optimizer)
         self.started = time.monotonic() - self.at.elapsed
         before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
@@ -118,6 +126,14 @@ class Trainer:
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer))
         facts = self.at.facts(self.batch_size)
         return {**facts, "peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
+
+    def _begin(self) -> None:
+        """Whatever objectives set from their data, alike on all ranks."""
+        self.modules.eval()
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            for term in self.terms:
+                term.objective.begin(self.model, term.stream)
+        self.world.same([*self.modules.parameters(), *self.modules.buffers()])
 
     def _loop(self, bar: Bar, reader: ThreadPoolExecutor) -> None:
         at = self.at
@@ -143,12 +159,12 @@ class Trainer:
 
             # once in a while: log, evaluate, save
             last = at.done == at.steps or stop == "time"
-            if last or at.done % self._interval("log") == 0:
+            if last or at.done % self._every("log") == 0:
                 self._log(bar)
-            if self.judge and (last or at.done % self._interval("eval") == 0):
+            if self.judge and (last or at.done % self._every("eval") == 0):
                 self._evaluate()
             last = last or bool(stop) or self._tired()
-            if last or at.done % self._interval("save") == 0:
+            if last or at.done % self._every("save") == 0:
                 self.keeper.save(at, self.modules, self.optimizer, must=last)
 
             # termination
@@ -159,6 +175,9 @@ class Trainer:
                 return
         if self._tired():
             self.screen.say(f"no better score in {self.patience} evaluations: stopped after {at.done:,} of {at.steps:,} steps")
+
+    def _every(self, kind: str) -> int:
+        return self.pace.interval(kind, self.at.steps, self.judged_rows)
 
     def _tired(self) -> bool:
         return self.patience is not None and self.at.best["waited"] >= self.patience
@@ -235,13 +254,6 @@ class Trainer:
                 f"{what}; lower optimizer.lr (now {self.optimizer.lr:.2g}); their rows are in {self.run.dir / 'anomalies.jsonl'}"
             )
 
-    def _interval(self, kind: str) -> int:
-        if self.every[kind]:
-            return self.every[kind] or 1
-        # an evaluation costs a forward pass, a third of a step: no more than a tenth of the time goes into them
-        least = math.ceil(self.judged_rows / 3 / (EVALUATING * self.batch_size)) if kind == "eval" else 1
-        return max(1, least, self.at.steps // AUTO[kind])
-
     def _log(self, bar: Bar) -> None:
         at = self.at
         flat = self.world.sum([x for total, weight in at.sums.values() for x in (float(total), weight)])
@@ -272,27 +284,13 @@ class Trainer:
         if better:
             self.keeper.save(at, self.modules, self.optimizer)
 
-    def _plan(self, auto: Callable[[Stream], int]) -> int:
-        stream: Stream = self.terms[0].stream
-        if self.steps is not None:
-            return self.steps
-        if self.epochs is not None:
-            return max(1, round(self.epochs * stream.steps_per_epoch))
-        return auto(stream) if self.time_limit is None else self._calibrate()
-
-    def _calibrate(self) -> int:
-        """Steps that fit in the time limit, from a few that change nothing: the schedule knows its end, and a resume repeats it."""
-        self.at, times = Standing(), []
-        self.modules.train()
-        for step in range(CALIBRATION):
-            start = time.monotonic()
-            for term, group in zip(self.terms, self._read(step)[0], strict=True):
-                for batch in group:
-                    self._backward(term, batch, 1.0)
-            self.modules.zero_grad()
-            times.append(time.monotonic() - start)
-        slowest = max(self.world.gather(sorted(times[1:])[len(times[1:]) // 2]))
-        return max(10, int(USABLE * (self.time_limit or 0) / slowest))
+    def _rehearse(self, step: int) -> None:
+        """A step that changes nothing."""
+        for term, group in zip(self.terms, self._read(step)[0], strict=True):
+            for batch in group:
+                self._backward(term, batch, 1.0)
+        self.optimizer.forget_gradients()
+        self.at.sums = {}
 
     def _note(self, number: int, _: Any) -> None:
         if self.signal and number == signal.SIGINT:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
 SHARED = next((p for p in (ROOT / "shared" / "data", ROOT.parent / "shared" / "data") if p.is_dir()), None)
 
 
@@ -119,3 +121,30 @@ def shared() -> Path:
     if SHARED is None:
         pytest.skip("the shared data sets are not on this machine (shared/data)")
     return SHARED
+
+
+TEXTS = [r["text"] for r in rows(200)] + ["南京市长江大桥真的很长很长", "今天天气很好我们去公园"] * 5
+
+
+@pytest.fixture(scope="session")
+def words() -> dict:
+    """By `decoder`: word pieces for encoders, byte-level pairs for decoders."""
+    from sslcli.data.tokenizer import Recipe
+
+    made = {}
+    for decoder, kind in ((False, "wordpiece"), (True, "bpe")):
+        made[decoder] = Recipe(kind=kind, vocabulary=600, lowercase=True, min_frequency=1, byte_fallback=False).train(TEXTS, decoder)
+    return made
+
+
+def parts(group: str, abstract: type) -> list:
+    """Every YAML of a group, checked and ready to build."""
+    from sslcli import schema
+
+    found = []
+    for path in sorted((CONFIGS / group).glob("*.yaml")):
+        problems: list[str] = []
+        part = schema._check_part(group, abstract, yaml.safe_load(path.read_text()), (), problems)
+        assert not problems, (path, problems)
+        found.append(pytest.param(part, id=path.stem))
+    return found

@@ -283,3 +283,11 @@ def test_killed_at_random_moments(ssl, workload, tmp_path, kills) -> None:
     assert tensors(tmp_path / "cut") == tensors(tmp_path / "whole")
     assert log(tmp_path / "cut") == log(tmp_path / "whole")
     assert not list((tmp_path / "cut" / "checkpoints").glob(".tmp-*"))
+
+
+def test_a_run_that_never_began_leaves_no_folder(ssl, workload, tmp_path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": "good"}\n{"text": \n')
+    done = ssl(*workload, "data.train=broken.jsonl", "trainer.steps=2", "run.dir=runs/a")
+    assert done.code == 2 and "broken.jsonl:2" in done.err
+    assert not list((tmp_path / "runs").iterdir())
+    assert ssl(*workload, "trainer.steps=2", "run.dir=runs/a").code == 0

@@ -42,7 +42,7 @@ def main(
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             times.append(time.monotonic())
-            control.should_training_stop = seconds is not None and times[-1] - start > seconds
+            control.should_training_stop |= seconds is not None and times[-1] - start > seconds
 
     arguments = TrainingArguments(
         tempfile.mkdtemp(),

@@ -19,6 +19,8 @@ from sslcli.evaluation import held_out, judge
 from sslcli.run import Run
 from sslcli.schema import Part
 
+SOME = 64  # examples (or batches) that a dry run scores
+
 
 class OtherData:
     """What differs from the run's own data; all else is as the run has it."""
@@ -57,14 +59,15 @@ def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, pl
 
         # the scores
         device.prepare(replicas.device, False)
-        modules = Modules(finished.model, goal=finished.goal).to(replicas.device).eval()
+        Modules(finished.model, goal=finished.goal).to(replicas.device).eval()
         start, store = time.monotonic(), prepared.stores[split]
+        most = SOME if call.dry_run else None
         if finished.verb == "finetune":
-            scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run)  # type: ignore[arg-type]
+            scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run, most)  # type: ignore[arg-type]
         else:
-            scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size)
+            scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)
         seconds = time.monotonic() - start
-        rows = int(modules.goal.rows(store).count)  # type: ignore[operator, union-attr]
+        rows = min(most or store.count, int(finished.goal.rows(store).count))
         facts = {"seconds": round(seconds, 2), "examples_per_second": round(rows / max(seconds, 1e-9), 2), "run": run}
         facts["peak_memory_bytes"] = device.peak_memory(replicas.device)
         return folder.report({split: scores, "evaluation": facts}, TASK_SCORES if finished.verb == "finetune" else CORPUS_SCORES)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from sslcli.commands import Call
 from sslcli.commands.finished import Finished
+from sslcli.commands.folder import NOTHING_KEPT
 from sslcli.core import Export
 from sslcli.errors import BadCheckpoint, BadInput, printable
 from sslcli.hf.heads import AUTO
@@ -40,7 +41,7 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
         facts = {"format": format, "run": run, "max_length": finished.limit, "labels": finished.labels, "agreement": agreement}
         (making / "ssl_export.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if call.dry_run:
-            call.screen.say("dry run: nothing was kept; leave --dry-run out to export")
+            call.screen.say(NOTHING_KEPT)
         else:
             with storage(target.parent):
                 if target.exists():

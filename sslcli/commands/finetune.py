@@ -23,7 +23,6 @@ from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
-LONGEST = 512  # tokens of a row where the user names no data.max_length
 PASSES, LEAST = 3, 200  # over the data, and steps, where the user names neither steps nor epochs
 HEADLINE = ("accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1")
 
@@ -55,7 +54,7 @@ def finetune(
         coder = task.cls.coder(task.config)
         words = tokenizer_of(from_, tokenizer, source, model, coder.columns, call.screen.say)
         backbone = backbone_of(from_, model, words, task.cls.head_kind, seed, dropout, init == "random")
-        length = length_of(source, backbone, LONGEST)
+        length = length_of(source, backbone, task.cls.row_length)
         prepared = examples.prepare(source, coder, words, length)
         folder.data(prepared, length, source.allow_changed)
 
@@ -65,7 +64,7 @@ def finetune(
         folder.model(backbone, words, parameters(modules))
 
         # training
-        engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed)
+        engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
         valid = prepared.stores.get("valid")
         moved = Moved(modules)

@@ -52,7 +52,7 @@ class Finished:
         known = (facts["labels_in_order"], facts) if verb == "finetune" else (int(facts["row_length"]),)
         goal = part.build(model, tokenizer, *known)
         Modules(model, goal=goal).eval()
-        size = parts["trainer"].config["batch_size"]
+        size = parts["trainer"].config["batch_size"] or goal.batch_size
         return cls(folder, verb, parts["data"], parts["seed"], size, tokenizer, model, goal, facts, facts.get("labels_in_order", []))
 
     @property

@@ -21,6 +21,8 @@ from sslcli.models.text import Text
 from sslcli.run import Run, storage
 from sslcli.trainer import Trainer
 
+MOST_CLASSES, WEAKEST = 30, 15  # of a table on the screen
+NOTHING_KEPT = "dry run: nothing was kept; leave --dry-run out for the real run"
 ENOUGH_MOVED = 1e-9  # a block that training was to change and that moved less than this was not trained
 
 
@@ -117,10 +119,31 @@ class Folder:
         rows.append([speed.replace("_per_second", "/s"), shown(float(facts[speed])), facts.get("precision", "")])
         rows.append(["peak memory", f"{facts['peak_memory_bytes'] / 1e6:,.0f} MB", ""])
         self.call.screen.table(str(self.run.dir), ("", "", "95 % interval"), rows)
+        for split in ("test", "valid"):
+            if scores.get(split, {}).get("report"):
+                self._per_class(split, scores[split]["report"])
+                break
+        if self.call.dry_run:
+            self.call.screen.say(NOTHING_KEPT)
+            return scores
         for name in ("model", "metrics.json", "predictions.jsonl"):
             if (self.run.dir / name).exists():
                 self.call.screen.say(f"{name:18} {self.run.dir / name}")
         return {"run": str(self.run.dir), **scores}
+
+    def _per_class(self, split: str, report: Mapping[str, Mapping[str, Any]]) -> None:
+        """Precision, recall, F1 and support of every class; of very many, the averages and the weakest."""
+        classes = {name: row for name, row in report.items() if not name.endswith(" avg")}
+        if len(classes) > MOST_CLASSES:
+            weakest = sorted(classes, key=lambda name: classes[name]["f1-score"])[:WEAKEST]
+            classes = {name: classes[name] for name in weakest}
+            title = f"{split}: the {WEAKEST} weakest of {len(report)} classes (all are in metrics.json)"
+        else:
+            title = f"{split}, class by class"
+        averages = {name: row for name, row in report.items() if name.endswith(" avg")}
+        keys = ("precision", "recall", "f1-score", "support")
+        rows = [[name, *(row[key] for key in keys)] for name, row in {**classes, **averages}.items()]
+        self.call.screen.table(title, ("", "precision", "recall", "F1", "support"), rows)
 
     def dry_end(self, trainer: Trainer, modules: nn.Module, facts: Mapping[str, Any], example: str) -> dict[str, Any]:
         """After two real steps of a dry run: save, reload, compare, and say what the real run would need."""
@@ -141,7 +164,7 @@ class Folder:
         say(f"example  {example}")
         say(f"two steps taken, saved, reloaded{'' if same else ' DIFFERENTLY'}; peak memory {report['peak_memory_bytes'] / 1e6:,.0f} MB")
         say(f"checkpoints would take {report['disk_bytes'] / 1e6:,.0f} MB; {report['free_bytes'] / 1e6:,.0f} MB are free")
-        say("dry run: nothing was kept; leave --dry-run out to train")
+        say(NOTHING_KEPT)
         if not same:
             raise AssertionError("a checkpoint does not reload to the same weights")
         return report

@@ -19,7 +19,6 @@ from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
-BLOCK = 128  # tokens of a row where the user names no data.max_length
 HEADLINE = ("loss", "masked_accuracy", "token_accuracy", "perplexity", "bits_per_byte", "retrieval_accuracy")
 
 
@@ -42,22 +41,23 @@ def pretrain(
     call.refuse_both("from", "model", "from= brings its own model")
     call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
-        # the corpus, in the words of the model
+        # the network, and the corpus in its words
         source = data.build(seed)
         words = tokenizer_of(from_, tokenizer, source, model, ("text",), call.screen.say)
+        backbone = backbone_of(from_, None if from_ else model, words, objective.cls.head_kind, seed)
+        length = length_of(source, backbone, objective.cls.row_length)
         with call.screen.progress("preparing", None) as bar:
             prepared = corpus.prepare(source, words, lambda done: bar.update(done, f"{done / 1e6:,.1f} MB of text"))
 
-        # the network and what it learns
-        backbone = backbone_of(from_, None if from_ else model, words, objective.cls.head_kind, seed)
-        length = length_of(source, backbone, BLOCK)
         folder.data(prepared, length, source.allow_changed)
+
+        # what it learns
         goal = objective.build(backbone, words, length)
         modules = Modules(backbone, objective=goal)
         folder.model(backbone, words, parameters(modules))
 
         # training
-        engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed)
+        engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
         valid = prepared.stores.get("valid")
         judge = partial(held_out, goal, backbone, valid, replicas, engine.batch_size) if valid is not None and valid.count else None

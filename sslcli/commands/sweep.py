@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -17,8 +18,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from sslcli.config import parse
 from sslcli.errors import BadInput, printable
 from sslcli.log import Screen, shown
+from sslcli.metrics import mean_interval
 from sslcli.run import write_atomically
 
 STATES = {
@@ -44,6 +47,17 @@ class Job:
     code: int | None = None
     seconds: float = 0.0
     scores: dict[str, Any] = field(default_factory=dict)
+    cheap: dict[str, Any] = field(default_factory=dict)  # the same scores, of the baseline
+    method: str = ""  # the baseline's
+
+    def read(self) -> None:
+        """The scores out of its metrics.json."""
+        with contextlib.suppress(OSError, ValueError):
+            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+            split, cheap = "test" if "test" in metrics else "valid", metrics.get("baseline") or {}
+            self.scores = {f"{split}_{k}": v for k, v in metrics.get(split, {}).items() if k in SCORES}
+            self.cheap = {f"{split}_{k}": v for k, v in cheap.items() if k in SCORES}
+            self.method = cheap.get("method", "")
 
     @property
     def state(self) -> str:
@@ -78,7 +92,7 @@ def _jobs(overrides: Sequence[str], root: Path) -> list[Job]:
     axes: list[list[tuple[str, str | None, str]]] = []
     for text in overrides:
         try:
-            parsed = parser.parse_override(text)
+            parsed = parse(parser, text)
         except HydraException as error:
             raise BadInput(f"{printable(text)}: not an override; write key=value, or key=a,b to sweep") from error
         if parsed.key_or_group == "run.dir":
@@ -115,7 +129,7 @@ def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str
                     running.remove(item)
                     job, process, started = item
                     job.code, job.seconds = process.returncode, time.monotonic() - started
-                    job.scores = _scores(job)
+                    job.read()
                     bar.update(sum(j.code is not None for j in jobs), f"{job.number:03d} {job.state}")
     finally:
         for _, process, _ in running:  # asked to stop: pass it on, and let them save
@@ -135,16 +149,9 @@ def _start(verb: str, job: Job, passed: Sequence[str], env: Mapping[str, str]) -
 def _complete(job: Job) -> bool:
     if not (job.folder / "metrics.json").exists():
         return False
-    job.code, job.scores = 0, _scores(job)
+    job.code = 0
+    job.read()
     return True
-
-
-def _scores(job: Job) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        metrics = json.loads((job.folder / "metrics.json").read_text(encoding="utf-8"))
-        split = "test" if "test" in metrics else "valid"
-        return {f"{split}_{k}": v for k, v in metrics.get(split, {}).items() if k in SCORES}
-    return {}
 
 
 def _report(root: Path, jobs: Sequence[Job], screen: Screen) -> None:
@@ -162,10 +169,33 @@ def _report(root: Path, jobs: Sequence[Job], screen: Screen) -> None:
         writer.writerows(rows)
     table = [[job.folder.name, *(job.choice[k] for k in keys), job.state, *(shown(job.scores.get(k)) for k in scores)] for job in jobs]
     screen.table(str(root), ("run", *keys, "state", *scores), table)
+    _over_seeds(jobs, keys, screen)
     for job in jobs:
         if job.code:
             screen.warn(f"{job.folder.name} {job.state}: {_last_line(job)}")
     screen.result({"sweep": str(root), "runs": len(jobs), "failed": sum(job.code != 0 for job in jobs)})
+
+
+def _over_seeds(jobs: Sequence[Job], keys: Sequence[str], screen: Screen) -> None:
+    """Where the seed was swept: each setting's mean score with its 95 % interval, beside what a cheap method makes of the same labels."""
+    keys = [k for k in keys if k != "seed"]
+    found: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}  # setting -> score -> seed -> value
+    for job in jobs:
+        if "seed" not in job.choice:
+            return
+        setting = tuple(job.choice[k] for k in keys)
+        for score, value in job.scores.items():
+            found.setdefault(setting, {}).setdefault(score, {})[job.choice["seed"]] = value
+        for score, value in job.cheap.items():
+            found.setdefault((job.method, *("",) * (len(keys) - 1)), {}).setdefault(score, {})[job.choice["seed"]] = value
+    rows = []
+    for setting, scores in found.items():
+        for score, by_seed in scores.items():
+            values = list(by_seed.values())
+            low, high = mean_interval(values) if len(values) > 1 else (values[0], values[0])
+            shown_values = f"{min(values):.4f} to {max(values):.4f}"
+            rows.append([*(setting or ("",)), score, len(values), statistics.mean(values), f"{low:.4f} to {high:.4f}", shown_values])
+    screen.table("over seeds", (*(keys or [""]), "score", "seeds", "mean", "95 % interval", "lowest to highest"), rows)
 
 
 def _last_line(job: Job) -> str:

@@ -1,7 +1,7 @@
 """Text that is on every machine where this tool is installed: the docstrings of the standard library and of the dependencies.
 
 Read statically (parsed, never imported). `docstrings` is the unlabelled corpus; `docstrings:train`, `docstrings:few` (8 a part) and
-`docstrings:test` are a labelled task: which part of which library a text documents.
+`docstrings:test` are a labelled task: which part of which library does this summary (the first paragraph of a docstring) come from.
 """
 
 import ast
@@ -11,6 +11,7 @@ import os
 import re
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from sslcli.data.lines import Bad
 from sslcli.data.store import cache, temporary_folder
 from sslcli.errors import BadInput
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = {
     "numpy": "numpy",
     "scipy": "scipy",
@@ -35,7 +36,7 @@ PARTS = (
     "numpy.lib numpy.polynomial pandas.io scipy.linalg scipy.optimize scipy.signal scipy.sparse scipy.stats "
     "sklearn.linear_model sklearn.metrics torch.distributed torch.nn"
 ).split()
-SHORTEST, SHORTEST_LABELLED = 40, 80  # characters of a text worth keeping
+SHORTEST, SHORTEST_LABELLED = 40, 20  # characters of a text, and of a summary, worth keeping
 TEST_SHARE, TEST_MOST, SHOTS = 0.4, 60, 8
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "testing", "idlelib", "lib2to3", "_vendor", "externals", "__pycache__"}
 # the text would name its own label: `from scipy.stats import norm`, `torch.nn.Linear`
@@ -63,7 +64,7 @@ class Docstrings:
             taken[row["part"]] = taken.get(row["part"], 0) + 1
             if self.split == "few" and taken[row["part"]] > SHOTS:
                 continue
-            yield f"docstrings:{row['source']}", number, {"text": NAMED.sub("·", row["text"]), "label": row["part"]}
+            yield f"docstrings:{row['source']}", number, {"text": NAMED.sub("·", _summary(row["text"])), "label": row["part"]}
 
     def fingerprint(self) -> list[dict[str, Any]]:
         return [{"file": f"docstrings:{self.split}", "sha256": self.path.stem, "seed": self.seed if self.split == "few" else None}]
@@ -101,7 +102,7 @@ def extracted() -> Path:
 
 def _rows() -> Iterator[dict[str, Any]]:
     """Every text once, with its part and split: the files of a part are dealt whole to train or test, so that the near-duplicates of
-    a file never stand on both sides, and nothing of test is in the corpus."""
+    a file never stand on both sides; a summary that stands anywhere twice is no example; and nothing of test is in the corpus."""
     files = _files()
     with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), 8), mp_context=get_context("spawn")) as pool:
         texts = list(pool.map(_texts, [path for _, path in files], chunksize=16))
@@ -113,24 +114,35 @@ def _rows() -> Iterator[dict[str, Any]]:
             normal = " ".join(text.lower().split())
             if normal not in seen:
                 seen.add(normal)
-                label = part if part in PARTS and len(text) >= SHORTEST_LABELLED else None
-                rows.append({"source": source, "text": text, "part": label, "split": "corpus"})
-    for part in PARTS:
-        _deal([row for row in rows if row["part"] == part])
+                rows.append({"source": source, "text": text, "part": part, "split": "corpus"})
+    summaries = Counter(_summary(row["text"]).lower() for row in rows)
+    for row in rows:
+        summary = _summary(row["text"]).lower()
+        if row["part"] not in PARTS or summaries[summary] > 1 or len(summary) < SHORTEST_LABELLED:
+            row["part"] = None
+    tested = {source for part in PARTS for source in _deal([row for row in rows if row["part"] == part])}
+    for row in rows:
+        if row["source"] in tested and row["split"] != "test":
+            row["split"] = "beside the test"  # its neighbours are in the test: no corpus either
     yield from rows
 
 
-def _deal(rows: list[dict[str, Any]]) -> None:
+def _summary(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _deal(rows: list[dict[str, Any]]) -> set[str]:
+    """Deal the files of a part to test and train, in an order that no one chose; returns those of the test."""
     sources = sorted({row["source"] for row in rows}, key=_hash)
     tested: set[str] = set()
     for source in sources:
         if sum(row["source"] in tested for row in rows) < TEST_SHARE * len(rows):
             tested.add(source)
     for row in rows:
-        row["split"] = "test" if row["source"] in tested else "train"
-    surplus = sorted((row for row in rows if row["split"] == "test"), key=lambda row: _hash(row["text"]))[TEST_MOST:]
-    for row in surplus:
-        row["split"] = "test-surplus"  # in neither the test nor the corpus: its neighbours are in the test
+        row["split"] = "beside the test" if row["source"] in tested else "train"
+    for row in sorted((row for row in rows if row["source"] in tested), key=lambda row: _hash(row["text"]))[:TEST_MOST]:
+        row["split"] = "test"
+    return tested
 
 
 def _files() -> list[tuple[str, str]]:

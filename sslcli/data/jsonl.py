@@ -46,7 +46,7 @@ _surrogate = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 
 
 def records(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | Bad]:
-    waiting: Bad | None = None  # a broken line is only known to be "the last, cut off" once nothing follows it
+    waiting: Bad | None = None  # a line that breaks off is only known to be the last once nothing follows it
     for line in lines(path, encoding):
         if waiting:
             yield waiting
@@ -62,14 +62,14 @@ def records(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | 
             if record.fatal:
                 yield record
                 return
-            waiting = record
+            if _breaks_off(text):
+                waiting = record
+            else:
+                yield record
         else:
             yield number, record
     if waiting:
-        cut = waiting.reason.startswith(("not JSON", "a string is not closed"))
-        hint = (
-            "the last line is incomplete (the program that wrote it was cut off?); remove it or write it again" if cut else waiting.reason
-        )
+        hint = "the last line is incomplete (the program that wrote it was cut off?); remove it or write it again"
         yield Bad(waiting.record, hint, waiting.byte)
 
 
@@ -101,6 +101,17 @@ def parse(text: str, number: int, offset: int) -> dict[str, Any] | Bad:
         except UnicodeEncodeError:
             return Bad(number, "a lone surrogate (half a character); write the text again as UTF-8", offset)
     return record
+
+
+def _breaks_off(text: str) -> bool:
+    """Whether a broken line is right as far as it goes."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return "Unterminated string" in error.msg or error.pos >= len(text.rstrip())
+    except (RecursionError, ValueError):
+        pass
+    return False
 
 
 def _is_array(text: str) -> bool:

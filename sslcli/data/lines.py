@@ -113,8 +113,8 @@ def _strip_bom(chunk: bytes, encoding: str) -> tuple[bytes, int]:
             raise Unreadable(Bad(None, f"this is {name}; convert it to UTF-8 (iconv -f {name} -t UTF-8)", 0, fatal=True))
     head = chunk[:4096]
     if encoding == "utf-8" and len(head) > 8 and head.count(0) > len(head) // 4:
-        odd = head[1::2].count(0)
-        if max(odd, head[::2].count(0)) > len(head) // 3:
+        more, less = sorted((head[::2].count(0), head[1::2].count(0)), reverse=True)
+        if more > len(head) // 3 and less < len(head) // 8:  # every other byte: not a tail of zeros
             raise Unreadable(Bad(None, "looks like UTF-16 without a mark; convert it to UTF-8 (iconv -f UTF-16LE -t UTF-8)", 0, fatal=True))
     return chunk, 0
 

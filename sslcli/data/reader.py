@@ -112,18 +112,25 @@ class Reader:
         chosen: dict[str, str] = {}
         for role in roles:
             given = columns.get(role)
-            name = given or _guess(role, [n for n in names if n not in chosen.values()], records)
-            if name is None or name not in names:
+            free = [n for n in names if n not in chosen.values() and not _claimed(n, set(roles) - {role})]
+            name = given or _guess(role, free, records)
+            headless = self._headless(names)
+            if name is None or name not in names or (headless and not given):
                 file = sample[0][0]
                 what = f"no column {printable(given)}" if given else f"no column for the {role}"
                 example = f"data.columns.{role}=<name>"
-                raise BadInput(f"{at(file)}: {what}; found {printable(', '.join(names))}: choose with {example}" + self._headless(names))
+                raise BadInput(f"{at(file)}: {what}; found {printable(', '.join(names))}: choose with {example}" + headless)
             chosen[role] = name
         return chosen
 
     def _headless(self, names: Sequence[str]) -> str:
         looks_like_data = any(len(n.split()) > 3 for n in names) and not any(n.lower() in known for known in NAMES.values() for n in names)
         return " (the first line looks like data: add a header line?)" if looks_like_data else ""
+
+
+def _claimed(name: str, roles: set[str]) -> bool:
+    """Whether a column is named as one of these roles."""
+    return any(name.strip().lower() in NAMES[role] for role in roles)
 
 
 def _guess(role: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str | None:

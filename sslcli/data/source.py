@@ -1,15 +1,18 @@
 """From what a user names (a file, a glob, a folder, `-`, `hf:...`, `docstrings:...`) to raw records with their places."""
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from sslcli.data import columnar, conll, delimited, jsonl, plain
 from sslcli.data.lines import Bad, Unreadable, chunks, magic
-from sslcli.data.store import cache, content_hash
+from sslcli.data.store import cache as prepared
+from sslcli.data.store import content_hash
 from sslcli.errors import BadInput, at, printable
 
 FORMATS = {
@@ -105,16 +108,16 @@ def resolve(key: str, spec: str) -> list[Path]:
         return [_standard_input()]
     path = Path(spec).expanduser()
     if path.is_dir():
-        found = sorted(
-            p for p in path.rglob("*") if _suffix(p) in FORMATS and not any(part.startswith(".") for part in p.relative_to(path).parts)
-        )
+        found = sorted(p for p in path.rglob("*") if _suffix(p) in FORMATS and not _hidden(p.relative_to(path)))
         if not found:
             raise BadInput(
                 f"{key}={printable(spec)}: no data files in this folder (looked for {' '.join(sorted(FORMATS))}, also .gz and .zst)"
             )
     elif any(c in spec for c in "*?["):
         anchor = Path(path.anchor)
-        found = sorted(p for p in anchor.glob(str(path.relative_to(anchor)) if path.anchor else str(path)) if not p.is_dir())
+        pattern = str(path.relative_to(anchor)) if path.anchor else str(path)
+        asked = _hidden(Path(pattern))  # a name that begins with a point is found where the pattern says so, as in the shell
+        found = sorted(p for p in anchor.glob(pattern) if not p.is_dir() and (asked or not _hidden(p)))
         if not found:
             raise BadInput(f"{key}={printable(spec)}: no file matches; quote the pattern if the shell expanded it")
     else:
@@ -159,6 +162,10 @@ def format_of(path: Path, tagged: bool) -> str:
     return "text"
 
 
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.parts)
+
+
 def _suffix(path: Path) -> str:
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in (".gz", ".zst"):
@@ -166,10 +173,13 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+@cache
 def _standard_input() -> Path:
     """Standard input can be read once, and data is read several times: keep it under its content's name."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput("data.train=-: replicas cannot share standard input; write it to a file first")
     raw = sys.stdin.buffer.read()
-    path = cache() / "stdin" / hashlib.sha256(raw).hexdigest()[:32]
+    path = prepared() / "stdin" / hashlib.sha256(raw).hexdigest()[:32]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")

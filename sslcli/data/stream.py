@@ -27,6 +27,7 @@ class Stream:
     world: int = 1
     micro_rows: int | None = None  # rows of one forward pass
     micro_tokens: int | None = None  # padded tokens of one forward pass
+    worth: int = 256  # padded tokens whose saving is worth a forward pass of its own
     whole: bool = False  # never cut a rank's share, never give an incomplete batch
     _order: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)), repr=False)
 
@@ -71,17 +72,29 @@ class Stream:
         return np.concatenate([batches[chance.permutation(self.seed ^ 0xBA7C, epoch, len(batches))].ravel(), flat[full:]])
 
     def _cut(self, rows: np.ndarray) -> list[slice]:
+        """Pieces that fit in memory, and that part where padding costs more than another forward pass."""
         if self.whole or not len(rows):
             return [slice(0, len(rows))] if len(rows) else []
+        ragged = self.places.lengths is not None
         lengths = self.places.lengths[rows] if self.places.lengths is not None else np.ones(len(rows), np.int64)
-        limit = self.micro_tokens if self.places.lengths is not None and self.micro_tokens else math.inf
+        limit = self.micro_tokens if ragged and self.micro_tokens else math.inf
         parts, start, longest = [], 0, 0
         for i, length in enumerate(lengths.tolist()):
             longest = max(longest, length)
             if i > start and (i - start >= (self.micro_rows or math.inf) or longest * (i - start + 1) > limit):
                 parts.append(slice(start, i))
                 start, longest = i, length
-        return [*parts, slice(start, len(rows))]
+        parts.append(slice(start, len(rows)))
+        return [piece for part in parts for piece in self._parted(lengths, part)] if ragged else parts
+
+    def _parted(self, lengths: np.ndarray, part: slice) -> list[slice]:
+        """`part` (sorted by length), cut in two where that saves most padding, as long as it saves enough."""
+        inside = lengths[part]
+        saved = np.arange(1, len(inside)) * (inside[-1] - inside[:-1])
+        if not len(saved) or saved.max() < self.worth:
+            return [part]
+        middle = part.start + int(saved.argmax()) + 1
+        return self._parted(lengths, slice(part.start, middle)) + self._parted(lengths, slice(middle, part.stop))
 
 
 def in_order(places: Places, tokens: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:

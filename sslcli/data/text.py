@@ -1,6 +1,6 @@
 """The `data` node of text runs: what the user said about the data, and the sources it names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from sslcli.data.reader import Reader
 from sslcli.data.source import Source, open_source
 from sslcli.data.store import Store
-from sslcli.errors import BadInput
+from sslcli.errors import BadInput, printable
 
 Where = str | list[str] | None
 
@@ -39,10 +39,14 @@ class TextData:
         self.columns, self.encoding, self.delimiter, self.labels = columns, encoding, delimiter, labels
         self.max_length, self.too_long, self.shots, self.valid_fraction = max_length, too_long, shots, valid_fraction
         self.on_bad_record, self.allow_empty, self.allow_changed = on_bad_record, allow_empty, allow_changed
+
+    @staticmethod
+    def contradiction(keys: Mapping[str, Any]) -> str | None:
         try:
-            "".encode(encoding)
-        except LookupError as error:
-            raise ValueError(f"encoding={encoding}: no such encoding; utf-8, gb18030, latin-1, ... are known") from error
+            "".encode(keys["encoding"])
+        except LookupError:
+            return f"encoding={printable(keys['encoding'])}: no such encoding; utf-8, gb18030, latin-1, ... are known"
+        return None
 
     def source(self, split: str, tagged: bool) -> Source | None:
         spec = getattr(self, split)

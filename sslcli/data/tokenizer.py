@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,15 +59,6 @@ class Tokenizer:
         """Hash of everything that decides how text becomes ids."""
         return hashlib.sha256(self.hf.backend_tokenizer.to_str().encode()).hexdigest()
 
-    def continues(self) -> np.ndarray:
-        """[size] bool: tokens that go on with a word (`##ing`, or a byte-level token without the leading space)."""
-        tokens = self.hf.convert_ids_to_tokens(list(range(self.size)))
-        model = json.loads(self.hf.backend_tokenizer.to_str())
-        if model["model"]["type"] == "WordPiece":
-            return np.array([t.startswith("##") for t in tokens])
-        marks = "Ġ▁ĊčĉĠ"
-        return np.array([not t.startswith(tuple(marks)) and not s for t, s in zip(tokens, self.special.tolist(), strict=True)])
-
     def save(self, folder: Path) -> None:
         self.hf.save_pretrained(folder)
 
@@ -96,8 +87,11 @@ class Recipe:
             min_frequency,
             byte_fallback,
         )
-        if kind == "wordpiece" and byte_fallback:
-            raise ValueError("wordpiece has no byte fallback; use tokenizer=bpe or tokenizer=unigram")
+
+    @staticmethod
+    def contradiction(keys: Mapping[str, Any]) -> str | None:
+        clash = keys["kind"] == "wordpiece" and keys["byte_fallback"]
+        return "wordpiece has no byte fallback; use tokenizer=bpe or tokenizer=unigram" if clash else None
 
     def train(self, texts: Iterable[str], decoder: bool) -> Tokenizer:
         """`decoder`: for a left-to-right model, which needs an end of document and no [MASK]."""

@@ -31,7 +31,7 @@ def baseline(task: Task, train: Store, scored: Store) -> dict[str, Any] | None:
 
 
 def _scores(task: Task, guess: list[Any], gold: list[Any]) -> dict[str, Any]:
-    return {k: v for k, v in task.score([{"prediction": g} for g in guess], gold).items() if k != "report"}
+    return {k: v for k, v in task.score(guess, gold).items() if k != "report"}
 
 
 def _examples(store: Store) -> Iterator[tuple[Any, Any]]:

@@ -55,10 +55,11 @@ class Borrowed(nn.Module):
         setattr(full, full.base_model_prefix, given)
         self.given = given
 
-    def forward(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """`ids` and `mask` [B, T]: what a head that pools tells padding by."""
         self.given.__dict__["hidden"] = hidden
         try:
-            return self.full(input_ids=ids, inputs_embeds=None if ids is not None else hidden).logits
+            return self.full(input_ids=ids, attention_mask=mask, inputs_embeds=None if ids is not None else hidden).logits
         finally:
             del self.given.__dict__["hidden"]
 
@@ -100,12 +101,13 @@ class VocabularyHead(Borrowed):
 class Pooled(nn.Module):
     """A classifier on one vector an example: normalise, optionally one tanh layer, then linear.
 
-    The normalisation carries no weights: a linear layer follows, which would absorb them.
+    The normalisation carries no weights: a linear layer follows, which would absorb them. `normalise_last`: after the tanh layer,
+    where the family's own class has it.
     """
 
-    def __init__(self, dim: int, labels: int, layers: int, eps: float, dropout: float):
+    def __init__(self, dim: int, labels: int, layers: int, eps: float, dropout: float, normalise_last: bool):
         super().__init__()
-        self.dim, self.eps = dim, eps
+        self.dim, self.eps, self.normalise_last = dim, eps, normalise_last and layers == 2
         self.dense = nn.Linear(dim, dim) if layers == 2 else None
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(dim, labels)
@@ -115,9 +117,12 @@ class Pooled(nn.Module):
 
     def forward(self, vector: Tensor) -> Tensor:
         """[B, D] -> [B, labels]"""
-        vector = F.layer_norm(vector, (self.dim,), eps=self.eps)
+        if not self.normalise_last:
+            vector = F.layer_norm(vector, (self.dim,), eps=self.eps)
         if self.dense is not None:
             vector = torch.tanh(self.dense(vector))
+        if self.normalise_last:
+            vector = F.layer_norm(vector, (self.dim,), eps=self.eps)
         return self.out(self.dropout(vector))
 
 
@@ -148,8 +153,8 @@ def _classifier(base: PreTrainedModel, head: Pooled) -> PreTrainedModel:
     if config.model_type in BERT_LIKE:
         config.num_hidden_layers += 1
     else:
-        config.classifier_pooling, config.classifier_activation, config.classifier_bias = "mean", "linear", True
-        config.classifier_dropout, config.norm_bias = 0.0, config.norm_bias
+        config.classifier_activation = "tanh" if head.dense is not None else "linear"
+        config.classifier_pooling, config.classifier_bias, config.classifier_dropout = "mean", True, 0.0
     full = AUTO["sequence_classification"].from_config(config, attn_implementation="sdpa")
     state = {f"{full.base_model_prefix}.{k}": v.float() for k, v in base.state_dict().items()}
     full.load_state_dict(state, strict=False)
@@ -158,8 +163,8 @@ def _classifier(base: PreTrainedModel, head: Pooled) -> PreTrainedModel:
             _pooling_layer(full.base_model.encoder.layer[-1], head)
             _bert_head(full, head)
         else:
-            full.head.dense.weight.copy_(torch.eye(head.dim))
-            full.head.dense.bias.zero_()
+            full.head.dense.weight.copy_(head.dense.weight if head.dense is not None else torch.eye(head.dim))
+            full.head.dense.bias.copy_(head.dense.bias if head.dense is not None else torch.zeros(head.dim))
             nn.init.ones_(full.head.norm.weight)
             if full.head.norm.bias is not None:
                 nn.init.zeros_(full.head.norm.bias)

@@ -1,5 +1,6 @@
 """Text encoders and decoders: Hugging Face networks, from scratch or pretrained, behind Backbone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,12 +49,15 @@ class Text(Backbone):
         positions: Annotated[int, Field(ge=16)],
         dropout: Annotated[float, Field(ge=0, lt=1)],
     ):
-        if width % heads:
-            raise ValueError(f"width={width} is not divisible by heads={heads}; {heads} heads need a multiple of {heads}")
         super().__init__()
         config = _config(architecture, tokenizer, layers, width, heads, inner, positions, dropout)
         self._adopt(AutoModel.from_config(config))
         self.loaded: dict[str, Any] = {"tensors": 0, "new": len(list(self.base.parameters())), "unused": [], "from": None}
+
+    @staticmethod
+    def contradiction(keys: Mapping[str, Any]) -> str | None:
+        width, heads = keys["width"], keys["heads"]
+        return f"width={width} is not divisible by heads={heads}; {heads} heads need a multiple of {heads}" if width % heads else None
 
     @classmethod
     def load(cls, folder: Path, kind: str | None, dropout: float | None, random: bool = False, native: bool = False) -> "Text":
@@ -158,7 +162,7 @@ class Text(Backbone):
     def classifier(self, labels: int, layers: int, dropout: float) -> Pooled:
         config = self.base.config
         eps = float(getattr(config, "layer_norm_eps", 0) or getattr(config, "norm_eps", 1e-5))
-        return Pooled(self.dim, labels, layers, eps, dropout)
+        return Pooled(self.dim, labels, layers, eps, dropout, normalise_last=self.family == "modernbert")
 
 
 def read_config(folder: Path) -> PretrainedConfig:

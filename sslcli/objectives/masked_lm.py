@@ -1,6 +1,7 @@
 """Masked language modelling (Devlin et al. 2019), with whole words (Cui et al. 2019) or spans (Joshi et al. 2020) hidden on request."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from sslcli.data import chance
 from sslcli.data.blocks import block_places, read_blocks
 from sslcli.data.store import Store
 from sslcli.data.tokenizer import Tokenizer
+from sslcli.data.words import word_begins
 from sslcli.losses import linear_cross_entropy
 
 MEAN_SPAN = 3.8  # tokens of a span, as in SpanBERT
@@ -35,19 +37,21 @@ class MaskedLM(Objective):
         show_mask: Annotated[float, Field(ge=0, le=1)],
         show_random: Annotated[float, Field(ge=0, le=1)],
     ):
-        if show_mask + show_random > 1:
-            raise ValueError(
-                f"show_mask={show_mask} and show_random={show_random} add up to more than 1; the rest of the hidden places shows itself"
-            )
         if tokenizer.mask is None:
             raise ValueError("the tokenizer has no [MASK]: masked_lm needs an encoder's; use objective=causal_lm for a decoder")
         super().__init__()
         self.rate, self.masking, self.show_mask, self.show_random = rate, masking, show_mask, show_random
         self.length, self.mask, self.size = length, tokenizer.mask, tokenizer.size
         self.special = tokenizer.special
-        self.continues = tokenizer.continues() if masking == "whole_word" else None
+        self.word_begins = word_begins(tokenizer) if masking == "whole_word" else None
         self.head = model.head("masked_lm")
         self.wants_logits = False
+
+    @staticmethod
+    def contradiction(keys: Mapping[str, Any]) -> str | None:
+        mask, random = keys["show_mask"], keys["show_random"]
+        rest = "the rest of the hidden places shows itself"
+        return f"show_mask={mask} and show_random={random} add up to more than 1; {rest}" if mask + random > 1 else None
 
     def rows(self, store: Store) -> Places:
         return block_places(store, self.length)
@@ -80,7 +84,7 @@ class MaskedLM(Objective):
         ranked = np.argsort(order, 1, kind="stable")
         chosen = np.zeros_like(open_)
         np.put_along_axis(chosen, ranked, np.arange(length) < quota[:, None], 1)
-        if self.masking != "token":
+        if self.masking == "whole_word":  # what did not fit whole is not hidden at all
             cut = chosen != np.take_along_axis(self._whole(chosen, unit, open_), unit, 1)
             kept = chosen & ~cut
             chosen = np.where(kept.any(1, keepdims=True), kept, chosen)
@@ -89,10 +93,8 @@ class MaskedLM(Objective):
     def _units(self, ids: np.ndarray, keys: np.ndarray) -> np.ndarray:
         if self.masking == "token":
             return np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        if self.masking == "whole_word":
-            begins = ~self.continues[ids] | self.special[ids]  # type: ignore[index]
-        else:
-            begins = chance.uniform(keys, ids.shape[1], stream=3) < 1 / MEAN_SPAN  # geometric lengths
+        spans = chance.uniform(keys, ids.shape[1], stream=3) < 1 / MEAN_SPAN  # geometric lengths
+        begins = spans if self.word_begins is None else self.word_begins(ids)
         begins[:, 0] = True
         return np.cumsum(begins, 1) - 1
 

@@ -12,11 +12,17 @@ from torch.nn import functional as F
 
 from sslcli import metrics
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
+from sslcli.data import chance
 from sslcli.data.blocks import padded
 from sslcli.data.examples import Rows, windows
 from sslcli.data.store import Store
+from sslcli.data.stream import in_order, to_device
 from sslcli.data.tokenizer import Tokenizer
-from sslcli.losses import ordinal_targets
+from sslcli.errors import BadInput
+from sslcli.losses import ordinal_targets, settle
+
+PROBED, PROBE_TOKENS = 10_000, 16_384  # rows that the starting head is solved on, and tokens of one forward pass
+STRENGTH = 10.0  # of that solution: the inverse of its ridge, for vectors of unit length (C in scikit-learn)
 
 Mode = Literal["auto", "single", "multi", "ordinal"]
 
@@ -25,6 +31,7 @@ class TextClassification(Task):
     """A linear (or two-layer) classifier on the pooled vector of a text."""
 
     metric = "macro_f1"
+    row_length = 512
     head_kind = "sequence_classification"
 
     def __init__(
@@ -36,6 +43,7 @@ class TextClassification(Task):
         *,
         labelling: Mode,
         head: Literal["linear", "mlp"],
+        start: Literal["probe", "random"],
         class_weights: Literal["none", "balanced"],
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],
         dropout: Annotated[float, Field(ge=0, lt=1)],
@@ -48,7 +56,7 @@ class TextClassification(Task):
         if labelling in ("ordinal", "multi") and label_smoothing:
             raise ValueError(f"label_smoothing and labelling={labelling} do not go together; use label_smoothing=0")
         self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
-        self.borrows = not model.pools_freely
+        self.start, self.borrows = start, not model.pools_freely
         self.head = (
             model.head("sequence_classification", self.labels)
             if self.borrows
@@ -77,17 +85,42 @@ class TextClassification(Task):
     def logits(self, model: Backbone, batch: Batch) -> Tensor:
         """[B, labels]"""
         hidden = model.encode(batch)
-        return (self.head(hidden, batch["ids"]) if self.borrows else self.head(model.pool(hidden, batch))).float()
+        return (self.head(hidden, batch["ids"], batch.get("mask")) if self.borrows else self.head(model.pool(hidden, batch))).float()
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
         logits, label = self.logits(model, batch), batch["label"]
+        logs = {} if self.labelling == "multi" else {"accuracy": (logits.detach().argmax(-1) == label).float().mean()}
+        return Output(self._losses(logits, label).mean(), logs, logits)
+
+    def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
+        """[B]"""
         if self.labelling == "multi":
-            return Output(F.binary_cross_entropy_with_logits(logits, label.float()), logits=logits)
+            return F.binary_cross_entropy_with_logits(logits, label.float(), reduction="none").mean(-1)
         target = ordinal_targets(label, len(self.labels)) if self.labelling == "ordinal" else label
         losses = F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
         if self.class_weights is not None:  # mean weight 1 over the training set: batches keep their weight
             losses = losses * self.class_weights.to(losses.device)[label]
-        return Output(losses.mean(), {"accuracy": (logits.detach().argmax(-1) == label).float().mean()}, logits)
+        return losses
+
+    def begin(self, model: Backbone, stream: Any) -> None:
+        """Solve the head on the frozen network, so that training begins at the linear probe's score (Kumar et al. 2022)."""
+        if self.start == "probe" and not self.borrows:
+            vectors, label = self._vectors(model, stream)
+            decay = vectors.shape[1] / (2 * STRENGTH * len(vectors))
+            with torch.autocast(vectors.device.type, enabled=False):
+                settle(list(self.head.parameters()), lambda: self._losses(self.head(vectors), label).mean(), decay)
+
+    @torch.no_grad()
+    def _vectors(self, model: Backbone, stream: Any) -> tuple[Tensor, Tensor]:
+        """Pooled vectors [N, D] and labels of the training rows, or of an even sample of very many."""
+        places, device = stream.places, next(self.parameters()).device
+        rows = np.arange(0, places.count, -(-places.count // PROBED))
+        some = Places(len(rows), places.lengths[rows])
+        found = []
+        for part in in_order(some, PROBE_TOKENS):
+            batch = to_device(stream.read(rows[part], chance.keys(0, 0, rows[part])), device)
+            found.append((model.pool(model.encode(batch), batch).float(), batch["label"]))
+        return torch.cat([v for v, _ in found]), torch.cat([y for _, y in found])
 
     @torch.no_grad()
     def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
@@ -105,17 +138,20 @@ class TextClassification(Task):
             chosen = self.labels[int(probabilities.argmax())]
         return {"prediction": chosen, "probabilities": {x: round(float(p), 6) for x, p in zip(self.labels, probabilities, strict=True)}}
 
-    def score(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
         ids = {label: i for i, label in enumerate(self.labels)}
         if self.labelling == "multi":
-            gold, guess = (np.zeros((len(predictions), len(ids)), np.int64) for _ in range(2))
-            for i, (p, e) in enumerate(zip(predictions, examples, strict=True)):
-                gold[i, [ids[x] for x in e]] = 1
-                guess[i, [ids[x] for x in p["prediction"]]] = 1
-            return metrics.multi_label(gold, guess, self.labels)
-        pairs = [(ids[e], ids[p["prediction"]]) for p, e in zip(predictions, examples, strict=True)]
-        true, said = [a for a, _ in pairs], [b for _, b in pairs]
+            return metrics.multi_label(self._rows_of(gold, ids), self._rows_of(predictions, ids), self.labels)
+        true, said = (np.array([ids[x] for x in values], np.int32) for values in (gold, predictions))
         return metrics.classification(true, said, self.labels) | (metrics.ordinal(true, said) if self.labelling == "ordinal" else {})
+
+    @staticmethod
+    def _rows_of(values: Sequence[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:
+        """Lists of labels as [N, C] of 0 and 1."""
+        rows = np.zeros((len(values), len(ids)), np.int8)
+        for row, labels in zip(rows, values, strict=True):
+            row[[ids[label] for label in labels]] = 1
+        return rows
 
 
 class _Coder:
@@ -163,9 +199,8 @@ class _Coder:
             try:
                 return sorted(seen, key=float)
             except ValueError as error:
-                raise ValueError(
-                    "labelling=ordinal: the labels are not numbers; give their order, as in data.labels=[low,middle,high]"
-                ) from error
+                order = "give their order, as in data.labels=[low,middle,high]"
+                raise BadInput(f"task.labelling=ordinal: the labels are not numbers; {order}") from error
         return sorted(seen)
 
     def rows(self, examples: Sequence[dict[str, Any]], labels: Mapping[str, int], tokenizer: Tokenizer, limit: int, too_long: str) -> Rows:

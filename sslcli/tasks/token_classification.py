@@ -25,6 +25,7 @@ class TokenClassification(Task):
     """A tag for every word, from the state of its first sub-word (Devlin et al. 2019), scored by entities as conlleval does."""
 
     metric = "f1"
+    row_length = 512
     head_kind = "token_classification"
 
     def __init__(
@@ -94,11 +95,10 @@ class TokenClassification(Task):
                 tags[word], probabilities[word] = self.labels[tag], round(p, 4)
         return {"prediction": tags, "probabilities": probabilities}
 
-    def score(self, predictions: Sequence[Prediction], examples: Sequence[Any]) -> dict[str, Any]:
-        guess = [to_bio(p["prediction"])[0] for p in predictions]
-        scores = metrics.entities(examples, guess)
-        pairs = [(a, b) for x, y in zip(examples, guess, strict=True) for a, b in zip(x, y, strict=True)]
-        return scores | {"token_accuracy": sum(a == b for a, b in pairs) / max(1, len(pairs))}
+    def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
+        guess = [to_bio(tags)[0] for tags in predictions]
+        right = sum(a == b for x, y in zip(gold, guess, strict=True) for a, b in zip(x, y, strict=True))
+        return metrics.entities(gold, guess) | {"token_accuracy": right / max(1, sum(map(len, gold)))}
 
 
 class _Coder:

@@ -1,0 +1,50 @@
+"""Every part that configs/ can name: built from its YAML by its signature, and keeping its promises."""
+
+import pytest
+import torch
+import yaml
+
+from sslcli.core import Adversary, Backbone, Output, Task
+from sslcli.models.text import Text
+from tests.conftest import CONFIGS, parts
+
+
+@pytest.mark.parametrize("part", parts("model", Backbone))
+def test_every_model_of_the_list_encodes_and_pools(part, words) -> None:
+    if part.config["width"] > 512:
+        pytest.skip("built at full size by the slow test")
+    tokenizer = words[part.config["architecture"] == "gpt2"]
+    model = part.build(tokenizer).eval()
+    batch = {"ids": torch.randint(5, 300, (3, 12)), "mask": torch.ones(3, 12, dtype=torch.bool)}
+    batch["mask"][1, 7:] = False
+    hidden = model.encode(batch)
+    assert hidden.shape == (3, 12, model.dim) and model.pool(hidden, batch).shape == (3, model.dim)
+    short = {"ids": batch["ids"][1:2, :7], "mask": batch["mask"][1:2, :7]}
+    assert torch.allclose(model.pool(model.encode(short), short)[0], model.pool(hidden, batch)[1], atol=1e-4), "padding changes nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "millions"), [("bert_base", 110), ("gpt_small", 124)])
+def test_the_sizes_are_those_of_the_papers(name, millions) -> None:
+    config = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+    config.pop("kind")
+    size = 30_522 if name == "bert_base" else 50_257
+
+    class Sized:
+        hf = type("hf", (), {"eos_token_id": 0, "cls_token_id": 1, "sep_token_id": 2})
+        pad = 0
+
+    Sized.size = size
+    model = Text(Sized(), **config)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize("part", parts("task", Task))
+def test_every_task_is_checked_by_its_signature(part) -> None:
+    assert issubclass(part.cls, Task) and part.cls.metric and part.cls.coder(part.config).columns
+
+
+@pytest.mark.parametrize("part", parts("adversarial", Adversary))
+def test_every_adversary_yields_losses(part) -> None:
+    outputs = list(part.build()(lambda: Output(torch.tensor(1.0, requires_grad=True)), None))
+    assert outputs and all(o.loss.requires_grad for o in outputs)
