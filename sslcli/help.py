@@ -15,7 +15,7 @@ commands
   completion   shell completion: bash, zsh or fish
 
 first steps (offline, on embedded text, minutes on a laptop)
-  ssl pretrain run.dir=runs/first trainer.time_limit=3m
+  ssl pretrain run.dir=runs/first
   ssl finetune from=runs/first run.dir=runs/task
   ssl evaluate run=runs/task
   ssl export run=runs/task format=onnx out=dist/task
@@ -38,7 +38,7 @@ VERBS = {
         """\
   data.train=corpus/*.txt      your text: a file, glob, folder, hf:<name>, or - (.txt .jsonl .csv .tsv .parquet, also .gz .zst)
   trainer.steps=20000          or trainer.epochs=3, or trainer.time_limit=2h
-  objective=span_contrastive   what to learn by
+  objective=masked_lm          what to learn by; span_contrastive, the default, learns what documents are about
   model=bert_small             which network, from scratch; from=<folder or hub name> continues a pretrained one
   run.dir=runs/lm              where everything goes; add resume=auto to continue exactly where it stopped""",
         """\

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +62,11 @@ class Run:
         if self.writes:
             with storage(self.dir):
                 write_atomically(self.dir / name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        if self.writes:
+            with storage(self.dir):
+                write_atomically(self.dir / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         if self.writes:

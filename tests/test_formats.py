@@ -158,7 +158,7 @@ def test_a_column_that_is_not_there_names_those_that_are(ssl, labelled: Path) ->
 def test_the_held_out_part_is_made_and_said(ssl, labelled: Path, tmp_path: Path) -> None:
     done = ssl("finetune", f"data.train={labelled}", *TINY, "trainer.steps=1", "baseline=false", "run.dir=run")
     facts = json.loads(Path("run/data.json").read_text())
-    assert "valid is 20% of data.train, stratified, drawn with seed 0" in done.err
+    assert "valid is 10% of data.train, stratified, drawn with seed 0" in done.err
     assert facts["train"]["examples"] + facts["valid"]["examples"] == 90 and set(facts["valid"]["per_label"]) == {"cat", "dog", "ship"}
     assert "columns text=text, label=label" in done.err
     few = ssl("finetune", f"data.train={labelled}", "data.shots=4", *TINY, "trainer.steps=1", "baseline=false", "run.dir=few")

@@ -45,7 +45,28 @@ def rows(bench: Bench) -> None:
     bench.row("masked LM with dropout 0.1, both in fp32", rates["fp32, dropout 0.1"], peer[False], **shown)
     bench.row("masked LM, our defaults against the Trainer's", rates["defaults"], peer[False], **shown)
     _chip(bench, rates["defaults"])
+    _curves(bench, path)
     _quality(bench, path, common)
+
+
+def _curves(bench: Bench, path: str) -> None:
+    """The same steps in bf16 and in fp32: the mean loss of the last third, and what differs from step to step by chance."""
+    steps, means = 30 if bench.quick else 150, {}
+    for precision, seed in (("fp32", 0), ("bf16", 0), ("fp32", 1)):
+        run = bench.fresh("curve")
+        more = [
+            f"trainer.precision={precision}",
+            f"seed={seed}",
+            f"trainer.steps={steps}",
+            "trainer.log_every=1",
+            "trainer.eval_every=10000",
+        ]
+        bench.ssl("pretrain", f"data.train={path}", *OURS, *more, f"run.dir={run}")
+        losses = [r["loss"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in r]
+        means[precision, seed] = statistics.mean(losses[-steps // 3 :])
+    noise = abs(means["fp32", 1] - means["fp32", 0])
+    what = f"masked LM, mean loss of steps {steps - steps // 3} to {steps}: bf16 against fp32"
+    bench.row(what, means["bf16", 0], means["fp32", 0], unit="nats", better="lower", difference_between_seeds=noise)
 
 
 def _quality(bench: Bench, path: str, common: dict) -> None:

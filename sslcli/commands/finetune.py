@@ -1,6 +1,6 @@
 """`ssl finetune`: one task over labelled examples, from a pretrained model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -9,12 +9,12 @@ from pydantic import Field
 from sslcli.build import Modules, Moved, backbone_of, length_of, parameters, tokenizer_of
 from sslcli.commands import Call
 from sslcli.commands.folder import claimed
-from sslcli.core import Adversary, Backbone, Task, Term
+from sslcli.core import Adversary, Backbone, Batch, Task, Term
 from sslcli.data import examples
 from sslcli.data.store import Store
 from sslcli.data.stream import Stream
 from sslcli.data.text import TextData
-from sslcli.data.tokenizer import Recipe
+from sslcli.data.tokenizer import Recipe, Tokenizer
 from sslcli.distributed import World, world
 from sslcli.evaluation import judge
 from sslcli.evidence.baseline import baseline as cheap
@@ -23,7 +23,7 @@ from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
-PASSES, LEAST = 3, 200  # over the data, and steps, where the user names neither steps nor epochs
+PASSES, LEAST = 3, 100  # over the data, and steps, where the user names neither steps nor epochs
 HEADLINE = ("accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1")
 
 
@@ -72,16 +72,25 @@ def finetune(
         watch = partial(judge, goal, backbone, valid, replicas) if valid is not None else None
         facts = engine.fit(modules, [term], optimizer, watch, valid.count if valid else 0, _steps, folder.resume)
         if call.dry_run:
-            row = stream.batches(0)[0]
-            return folder.dry_end(
-                engine, modules, facts, f"{' '.join(words.hf.convert_ids_to_tokens(row['ids'][0].tolist()))} -> {row['label'][0].tolist()}"
-            )
+            return folder.dry_end(engine, modules, facts, _example(stream.batches(0)[0], words, prepared.labels))
 
         # what stays
         modules.eval()
         scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, baseline)}
         folder.save_model(backbone, goal.head, words, prepared.labels, prepared.facts.get("labelling") == "multi")
         return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
+
+
+def _example(batch: Batch, words: Tokenizer, labels: Sequence[str]) -> str:
+    """The first row as the network sees it, and what it should say: the label, the labels, or a tag at every first subword."""
+    real = batch["mask"][0] if "mask" in batch else slice(None)
+    tokens = words.hf.convert_ids_to_tokens(batch["ids"][0][real].tolist())
+    label = batch["label"][0]
+    if not label.ndim:
+        return f"{' '.join(tokens)} -> {labels[int(label)]}"
+    if "word" in batch:  # a label a token
+        return " ".join(t if y < 0 else f"{t}/{labels[y]}" for t, y in zip(tokens, label[real].tolist(), strict=True))
+    return f"{' '.join(tokens)} -> {', '.join(labels[i] for i in label.nonzero().flatten().tolist()) or 'no label'}"
 
 
 def _scores(task: Task, model: Backbone, stores: Mapping[str, Store], replicas: World, run: Run, baseline: bool) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Folder:
                 what = f"the data is not what {printable(self.run.dir)} was trained on: {'; '.join(changed[:5])}"
                 raise BadInput(f"{what}; data.allow_changed=true goes on with it")
         self.run.write("data.json", {**facts, "row_length": row_length, "labels_in_order": prepared.labels})
-        for record in prepared.bad:
-            self.run.append("bad_records.jsonl", record)
+        if prepared.bad:
+            self.run.write_lines("bad_records.jsonl", prepared.bad)
         say = self.call.screen.say
         for split in ("train", "valid", "test"):
             if split in facts:

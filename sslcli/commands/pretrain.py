@@ -10,6 +10,7 @@ from sslcli.commands import Call
 from sslcli.commands.folder import claimed
 from sslcli.core import Adversary, Backbone, Objective, Term
 from sslcli.data import corpus
+from sslcli.data.stream import Stream
 from sslcli.data.text import TextData
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import world
@@ -19,6 +20,7 @@ from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
+LEAST = 600  # steps, where the user names no number and one pass over the corpus is shorter
 HEADLINE = ("loss", "masked_accuracy", "token_accuracy", "perplexity", "bits_per_byte", "retrieval_accuracy")
 
 
@@ -63,9 +65,7 @@ def pretrain(
         judge = partial(held_out, goal, backbone, valid, replicas, engine.batch_size) if valid is not None and valid.count else None
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
-        facts = engine.fit(
-            modules, [term], optimizer, judge, goal.rows(valid).count if judge and valid else 0, lambda s: s.steps_per_epoch, folder.resume
-        )
+        facts = engine.fit(modules, [term], optimizer, judge, goal.rows(valid).count if judge and valid else 0, _steps, folder.resume)
         if call.dry_run:
             shown = words.hf.convert_ids_to_tokens(stream.batches(0)[0]["ids"][0].tolist())
             return folder.dry_end(engine, modules, facts, " ".join(shown))
@@ -81,3 +81,7 @@ def pretrain(
         folder.save_model(backbone, getattr(goal, "head", None), words)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream)}
         return folder.finish(scores, receipts, HEADLINE)
+
+
+def _steps(stream: Stream) -> int:
+    return max(stream.steps_per_epoch, LEAST)

@@ -25,6 +25,7 @@ class TokenClassification(Task):
     """A tag for every word, from the state of its first sub-word (Devlin et al. 2019), scored by entities as conlleval does."""
 
     metric = "f1"
+    batch_size = 16
     row_length = 512
     head_kind = "token_classification"
 
