@@ -20,9 +20,14 @@ OVERRIDES = [
     ("Y3 a group as a value", ["trainer=7"], 2, r"trainer=7: no such trainer"),
     ("Y4 negative", ["optimizer.lr=-1"], 2, r"optimizer\.lr=-1: .*greater than 0"),
     ("Y4 zero", ["trainer.batch_size=0"], 2, r"trainer\.batch_size=0: .*greater than or equal to 1"),
-    ("Y4 above one", ["objective.rate=1.5"], 2, r"objective\.rate=1\.5: .*less than 1"),
+    ("Y4 above one", ["objective=masked_lm", "objective.rate=1.5"], 2, r"objective\.rate=1\.5: .*less than 1"),
     ("Y4 not finite", ["optimizer.lr=inf"], 2, r"optimizer\.lr=inf: .*finite"),
-    ("Y4 not among the words", ["objective.masking=words"], 2, r"objective\.masking=words: .*'token', 'whole_word' or 'span'"),
+    (
+        "Y4 not among the words",
+        ["objective=masked_lm", "objective.masking=words"],
+        2,
+        r"objective\.masking=words: .*'token', 'whole_word' or 'span'",
+    ),
     ("Y10 missing key", ["run.dir=${nothing.here}"], 2, r"run\.dir: .*nothing\.here"),
     ("Y10 cycle", ["trainer.steps=${trainer.epochs}", "trainer.epochs=${trainer.steps}"], 2, r"trainer\.\w+|circle"),
     ("Y11 the environment", ["run.dir=${oc.env:HF_TOKEN}"], 10, r"only environment names that begin with SSL_"),
@@ -42,7 +47,12 @@ OVERRIDES = [
     ("Y15 a model that is missing", ["from=./nowhere"], 2, r"from=\./nowhere: no such folder"),
     ("Y16 steps and epochs", ["trainer.steps=5", "trainer.epochs=1"], 2, r"steps=5 and epochs=1.* contradict"),
     ("Y16 heads and width", ["model.width=100", "model.heads=3"], 2, r"width=100 is not divisible by heads=3"),
-    ("Y16 show more than all", ["objective.show_mask=0.9", "objective.show_random=0.2"], 2, r"show_mask=0\.9 and show_random=0\.2 add up"),
+    (
+        "Y16 show more than all",
+        ["objective=masked_lm", "objective.show_mask=0.9", "objective.show_random=0.2"],
+        2,
+        r"show_mask=0\.9 and show_random=0\.2 add up",
+    ),
     ("Y16 from and model", ["from=./here", "model=bert_tiny"], 2, r"from and model are both given"),
     ("Y16 longer than the model", ["model=bert_tiny", "data.max_length=4096"], 2, r"data\.max_length=4096 is more than the model's 512"),
     ("Y17 a word that is no label", ["data.labels=[true,off]"], 2, r"data\.labels\.0=True: .*string"),
@@ -121,6 +131,7 @@ def test_numbers_in_files_are_typed_by_the_schema(ssl, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("some words\n" * 40)
     done = ssl(
         "pretrain",
+        "objective=masked_lm",
         "--config-dir",
         "mine",
         "experiment=mine",
@@ -135,7 +146,7 @@ def test_numbers_in_files_are_typed_by_the_schema(ssl, tmp_path: Path) -> None:
 
 
 def test_all_errors_at_once(ssl, corpus: Path) -> None:
-    words = ["optimizer.lr=-1", "trainer.stepz=3", "model.dropout=2", "objective.rate=x", "model=bert_mni"]
+    words = ["objective=masked_lm", "optimizer.lr=-1", "trainer.stepz=3", "model.dropout=2", "objective.rate=x", "model=bert_mni"]
     done = ssl("pretrain", f"data.train={corpus}", *words, "run.dir=run")
     assert done.code == 2
     for key in ("optimizer.lr", "trainer.stepz", "model.dropout", "objective.rate", "model=bert_mni"):

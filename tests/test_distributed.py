@@ -64,7 +64,7 @@ def test_two_processes_fine_tune_as_one(ssl, process, data, tmp_path) -> None:
 
 def test_two_processes_stop_together_and_one_goes_on(ssl, data, tmp_path) -> None:
     """The launcher is asked to stop; both ranks save and leave with 75; one process resumes what two began."""
-    command = ["pretrain", f"data.train={data}", *RUN, "trainer.steps=400"]
+    command = ["pretrain", "objective=masked_lm", f"data.train={data}", *RUN, "trainer.steps=400"]
     assert ssl(*command, "run.dir=whole").code == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "sslcli", *command, "trainer.devices=2", "run.dir=cut"],
@@ -94,6 +94,7 @@ def test_torchrun_starts_it_too(process, data, tmp_path) -> None:
         "-m",
         "sslcli",
         "pretrain",
+        "objective=masked_lm",
         f"data.train={data}",
         *RUN,
     ]
@@ -104,7 +105,16 @@ def test_torchrun_starts_it_too(process, data, tmp_path) -> None:
 
 def test_a_failed_rank_takes_the_others_down(process, data) -> None:
     since = time.monotonic()
-    done = process("pretrain", f"data.train={data}", *RUN, "trainer.batch_size=15", "trainer.devices=2", "trainer.steps=3", "run.dir=run")
+    done = process(
+        "pretrain",
+        "objective=masked_lm",
+        f"data.train={data}",
+        *RUN,
+        "trainer.batch_size=15",
+        "trainer.devices=2",
+        "trainer.steps=3",
+        "run.dir=run",
+    )
     assert done.returncode == 2 and "trainer.batch_size=15 is not divisible by trainer.devices=2; use 14 or 16" in done.stderr
     assert time.monotonic() - since < 60
     assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from tests.conftest import TINY, rows, write_jsonl
 
 # two layers, dropout, accumulation, random masks, cosine, running average; epochs of a few steps, a checkpoint every ten
 WORKLOAD = [
+    "objective=masked_lm",
     *TINY,
     "model.layers=2",
     "model.dropout=0.1",

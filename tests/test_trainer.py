@@ -50,7 +50,8 @@ def command_for(verb: str, data: Path) -> list[str]:
         data = write_jsonl(data.with_name("tagged.jsonl"), tagged)
         return ["finetune", "task=token_classification", f"data.train={data}", *SMALL, "dropout=0", "trainer.steps=1"]
     dropout = ["dropout=0", "task.dropout=0"] if verb == "finetune" else []
-    return [verb, f"data.train={data}", *SMALL, *dropout, "trainer.steps=1"]
+    objective = ["objective=masked_lm"] if verb == "pretrain" else []
+    return [verb, *objective, f"data.train={data}", *SMALL, *dropout, "trainer.steps=1"]
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune", "token"])
@@ -73,7 +74,7 @@ def test_two_terms_are_their_weighted_sum(ssl, data, gradients, monkeypatch) -> 
     """The same objective twice, weights 0.3 and 0.7, each on its own stream: the gradient is that of one term."""
     from sslcli.core import Term
 
-    assert ssl("pretrain", f"data.train={data}", *SMALL, "trainer.steps=3", "run.dir=one").code == 0
+    assert ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.steps=3", "run.dir=one").code == 0
     plain = Trainer.fit
 
     def fit(self, modules, terms, *rest, **options):
@@ -82,7 +83,12 @@ def test_two_terms_are_their_weighted_sum(ssl, data, gradients, monkeypatch) -> 
         return plain(self, modules, split, *rest, **options)
 
     monkeypatch.setattr(Trainer, "fit", fit)
-    assert ssl("pretrain", f"data.train={data}", *SMALL, "trainer.steps=3", "trainer.micro_batch_size=5", "run.dir=two").code == 0
+    assert (
+        ssl(
+            "pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.steps=3", "trainer.micro_batch_size=5", "run.dir=two"
+        ).code
+        == 0
+    )
     for step in range(3):
         assert far(gradients[step], gradients[3 + step]) < 1e-5
     assert {"a.loss", "b.loss"} <= set(log("two")[0])
@@ -104,7 +110,7 @@ def poison(monkeypatch, steps: set[int]) -> None:
 def test_a_non_finite_step_moves_nothing_and_is_written_down(ssl, data, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         poison(patch, {3, 4, 9})
-        done = ssl("pretrain", f"data.train={data}", *SMALL, "trainer.steps=12", "run.dir=a")
+        done = ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.steps=12", "run.dir=a")
     assert done.code == 0 and "non-finite" in done.err
     anomalies = [json.loads(line) for line in Path("a/anomalies.jsonl").read_text().splitlines()]
     assert [a["step"] for a in anomalies] == [4, 5, 10] and all(len(a["rows"][0]) == 16 for a in anomalies)
@@ -116,14 +122,14 @@ def test_five_in_a_row_is_exit_4_and_no_checkpoint_is_poisoned(ssl, data, monkey
     from sslcli import checkpoint
 
     poison(monkeypatch, set(range(6, 100)))
-    done = ssl("pretrain", f"data.train={data}", *SMALL, "trainer.steps=30", "trainer.save_every=2", "run.dir=a")
+    done = ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.steps=30", "trainer.save_every=2", "run.dir=a")
     assert done.code == 4 and "lower optimizer.lr" in done.err and "Traceback" not in done.err
     found = checkpoint.newest(Path("a/checkpoints"))
     assert all(bool(torch.isfinite(t).all()) for t in found.tensors("weights").values())
 
 
 def test_out_of_memory_halves_the_pieces_and_keeps_the_gradient(ssl, data, gradients, monkeypatch) -> None:
-    assert ssl("pretrain", f"data.train={data}", *SMALL, "trainer.steps=2", "run.dir=one").code == 0
+    assert ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.steps=2", "run.dir=one").code == 0
     plain = MaskedLM.forward
 
     def forward(self, model, batch):
@@ -132,17 +138,27 @@ def test_out_of_memory_halves_the_pieces_and_keeps_the_gradient(ssl, data, gradi
         return plain(self, model, batch)
 
     monkeypatch.setattr(MaskedLM, "forward", forward)
-    done = ssl("pretrain", f"data.train={data}", *SMALL, "trainer.steps=2", "run.dir=two")
+    done = ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.steps=2", "run.dir=two")
     assert done.code == 0 and "going on with 8" in done.err and "going on with 4" in done.err
     assert far(gradients[0], gradients[2]) < 2e-6 and far(gradients[1], gradients[3]) < 1e-5
-    done = ssl("pretrain", f"data.train={data}", *SMALL, "trainer.steps=2", "trainer.micro_batch_size=16", "run.dir=three")
+    done = ssl(
+        "pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.steps=2", "trainer.micro_batch_size=16", "run.dir=three"
+    )
     assert done.code == 8 and "trainer.micro_batch_size=8" in done.err
 
 
 def test_patience_stops_and_the_best_weights_are_kept(ssl, data) -> None:
     wild = ["optimizer.lr=0.3", "optimizer.clip=null", "optimizer.schedule=constant"]
     done = ssl(
-        "pretrain", f"data.train={data}", *SMALL, *wild, "trainer.steps=60", "trainer.eval_every=2", "trainer.patience=3", "run.dir=a"
+        "pretrain",
+        "objective=masked_lm",
+        f"data.train={data}",
+        *SMALL,
+        *wild,
+        "trainer.steps=60",
+        "trainer.eval_every=2",
+        "trainer.patience=3",
+        "run.dir=a",
     )
     assert done.code == 0, done.err
     assert "no better score in 3 evaluations" in done.err
@@ -151,18 +167,25 @@ def test_patience_stops_and_the_best_weights_are_kept(ssl, data) -> None:
 
 
 def test_a_time_limit_sets_the_steps_and_is_kept(ssl, data) -> None:
-    done = ssl("pretrain", f"data.train={data}", *SMALL, "trainer.time_limit=2s", "run.dir=a")
+    done = ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.time_limit=2s", "run.dir=a")
     assert done.code == 0, done.err
     train = json.loads(Path("a/metrics.json").read_text())["train"]
     assert train["steps"] >= 1 and ("time limit of 2 s reached" in done.err or train["steps"] >= 10)
-    assert ssl("pretrain", f"data.train={data}", *SMALL, "trainer.time_limit=soon", "run.dir=b").code == 2
+    assert ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, "trainer.time_limit=soon", "run.dir=b").code == 2
 
 
 def test_two_runs_of_one_seed_are_equal_and_another_seed_is_not(ssl, data) -> None:
     for run, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert (
             ssl(
-                "pretrain", f"data.train={data}", *SMALL, "trainer.precision=auto", "trainer.steps=6", f"seed={seed}", f"run.dir={run}"
+                "pretrain",
+                "objective=masked_lm",
+                f"data.train={data}",
+                *SMALL,
+                "trainer.precision=auto",
+                "trainer.steps=6",
+                f"seed={seed}",
+                f"run.dir={run}",
             ).code
             == 0
         )
@@ -174,7 +197,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(ssl, data, gradients)
     for run, value in (("a", "false"), ("b", "true")):
         assert (
             ssl(
-                "pretrain", f"data.train={data}", *SMALL, "trainer.steps=1", f"trainer.gradient_checkpointing={value}", f"run.dir={run}"
+                "pretrain",
+                "objective=masked_lm",
+                f"data.train={data}",
+                *SMALL,
+                "trainer.steps=1",
+                f"trainer.gradient_checkpointing={value}",
+                f"run.dir={run}",
             ).code
             == 0
         )
@@ -183,7 +212,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(ssl, data, gradients)
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lion", "muon"])
 def test_every_optimizer_learns(ssl, data, optimizer) -> None:
-    done = ssl("pretrain", f"data.train={data}", *SMALL, f"optimizer={optimizer}", "trainer.steps=40", "run.dir=a")
+    done = ssl("pretrain", "objective=masked_lm", f"data.train={data}", *SMALL, f"optimizer={optimizer}", "trainer.steps=40", "run.dir=a")
     assert done.code == 0, done.err
     losses = [r["loss"] for r in log("a") if "loss" in r]
     assert sum(losses[-5:]) < sum(losses[:5]), losses

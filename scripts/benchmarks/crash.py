@@ -12,7 +12,8 @@ from scripts.benchmarks.rows import Bench
 
 # 2 layers, dropout, accumulation, random masks, cosine, running average, epochs of a few steps, a checkpoint every ten of 200 steps
 WORKLOAD = (
-    "tokenizer.vocabulary=400 model=bert_tiny model.layers=2 model.width=32 model.heads=2 model.inner=64 model.positions=64 "
+    "objective=masked_lm tokenizer.vocabulary=400 "
+    "model=bert_tiny model.layers=2 model.width=32 model.heads=2 model.inner=64 model.positions=64 "
     "model.dropout=0.1 data.max_length=16 trainer.batch_size=16 trainer.micro_batch_size=8 trainer.save_every=10 trainer.eval_every=16 "
     "trainer.log_every=4 trainer.deterministic=true optimizer.schedule=cosine optimizer.ema=0.95 optimizer.lr=1e-3 trainer.steps=200"
 ).split()

@@ -18,7 +18,7 @@ def rows(bench: Bench) -> None:
         times = [bench.ssl(*words).seconds for _ in range(max(5, bench.repeat))]
         bench.row(what, statistics.median(times), unit="s", better="lower")
     name, corpus = bench.corpus()
-    command = ["pretrain", f"data.train={corpus}", "model=bert_mini", "trainer.steps=1", "trainer.log_every=1"]
+    command = ["pretrain", f"data.train={corpus}", "objective=masked_lm", "model=bert_mini", "trainer.steps=1", "trainer.log_every=1"]
     bench.ssl(*command, f"run.dir={bench.fresh('first')}")
     times = max(3, bench.repeat)
     bare, lazy = (statistics.median(bench.run([sys.executable, "-c", i]).seconds for _ in range(times)) for i in (IMPORTS, LAZY))
