@@ -48,12 +48,14 @@ def tokenizer_of(
         "kind": "tokenizer",
         "files": reader.source.fingerprint(),
         "columns": reader.columns,
+        "reading": [data.encoding, data.delimiter, data.on_bad_record, data.allow_empty],
         "recipe": recipe.config,
         "decoder": decoder,
     }
 
     def make(making: Path) -> None:
-        say(f"training a {recipe.config['kind']} tokenizer of {recipe.config['vocabulary']:,} tokens on the corpus")
+        kind = Recipe.settled(recipe.config["kind"], decoder)
+        say(f"training a {kind} tokenizer of {recipe.config['vocabulary']:,} tokens on the corpus")
         chosen = sample(e["text"] if "text" in e else " ".join(e["tokens"]) for _, _, e in reader)
         reader.finish()
         recipe.build().train(chosen, decoder).save(making)
@@ -75,7 +77,8 @@ def backbone_of(
     if source is None:
         if model is None:
             raise BadInput("model: nothing to start from; give from=<run, folder or hub name>, or model=<name> to train from scratch")
-        backbone: Text = model.build(tokenizer)  # type: ignore[assignment]
+        chosen = model if dropout is None else Part(model.path, model.cls, {**model.config, "dropout": dropout})
+        backbone: Text = chosen.build(tokenizer)  # type: ignore[assignment]
     else:
         if model is not None:
             raise BadInput("model: from= brings its own model; leave model= out")

@@ -49,9 +49,6 @@ class Found:
         with safe_open(self.path / f"{name}.safetensors", "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
 
-    def has(self, name: str) -> bool:
-        return (self.path / f"{name}.safetensors").exists()
-
 
 def save(root: Path, step: int, run_id: str, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Commit `tensors` (one safetensors file a name) and `state` as `root/step-...`. Raises OSError with nothing half made."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslcli import __version__, help
-from sslcli.errors import BadInput, Preempted, Refusal, printable
+from sslcli.errors import BadInput, OutOfMemory, Preempted, Refusal, printable
 
 VERBS = ("pretrain", "finetune", "evaluate", "export")
 
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            print("error: out of memory; lower trainer.micro_batch_size, data.max_length or the size of the model", file=sys.stderr)
+            return OutOfMemory.code
         print(f"error: internal: {type(error).__name__}: {printable(error, 500)}; --debug shows where", file=sys.stderr)
         return 1
     finally:

@@ -85,6 +85,8 @@ def resumed(composed: Composed, overrides: Sequence[str]) -> tuple[dict[str, Any
     if stored is None or not stored.is_file():
         return tree, as_yaml(composed)
     before, now = load(stored), dict(_leaves(tree))
+    if before.get("plugins") and before["plugins"] != tree.get("plugins"):
+        raise Unsafe(f"{stored}: names plugins; only the command line may: add plugins={printable(before['plugins'])}")
     given = {text.lstrip("+~").partition("=")[0] for text in overrides}
     for key, value in list(_leaves(before)):
         if not any(key == g or key.startswith(f"{g}.") for g in given):

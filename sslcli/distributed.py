@@ -1,6 +1,6 @@
 """Replicas: one process a device. Gradients are reduced once an optimizer step; every decision is agreed; rank 0 writes.
 
-`trainer.devices=N` starts the processes here (exit codes and signals pass through); under `torchrun` or SLURM they are found started.
+`trainer.devices=N` starts the processes here (exit codes and signals pass through); under `torchrun` they are found started.
 """
 
 import contextlib
@@ -66,10 +66,6 @@ class World:
         dist.all_gather_object(found, value, group=self.talk)
         return found
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier(group=self.talk)  # type: ignore[arg-type]
-
 
 @contextlib.contextmanager
 def world(devices: int) -> Iterator[World]:
@@ -108,7 +104,9 @@ def launch(arguments: Sequence[str], devices: int) -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         }
         command = [sys.executable, "-m", "sslcli", *arguments]
-        replicas = [subprocess.Popen(command, env={**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(devices)]
+        # in sessions of their own: Ctrl-C comes once, from here
+        own = [{**common, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(devices)]
+        replicas = [subprocess.Popen(command, env=env, start_new_session=True) for env in own]
         return _wait(replicas)
 
 

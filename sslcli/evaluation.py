@@ -40,7 +40,7 @@ def held_out(
     flat = world.sum([x for name in names for x in sums.get(name, [0.0, 0.0])])
     means = {name: flat[2 * i] / max(flat[2 * i + 1], 1e-9) for i, name in enumerate(names)}
     scores = objective.summary(means)
-    if "perplexity" in scores and store.meta.get("bytes"):
+    if "perplexity" in scores and store.meta.get("bytes") and store.meta.get("lossless"):  # else some of the bytes were never predicted
         scores["bits_per_byte"] = means["loss"] / np.log(2) * store.meta["tokens"] / store.meta["bytes"]
     return scores
 

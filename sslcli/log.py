@@ -17,11 +17,17 @@ from sslcli.errors import printable
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more (`2>&1 | head`): go on in silence."""
+        self.quiet = True
+
+
 class Screen:
     """`quiet`: errors and the result only. `verbose`: details as well. Ranks other than 0 are silent."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False, silent: bool = False):
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _Terminal(stderr=True, highlight=False, soft_wrap=True)
         self.quiet, self.verbose, self.silent = quiet or silent, verbose, silent
         self._bar: Progress | None = None
 
@@ -87,11 +93,6 @@ class Bar:
             share = f"{done:,.0f}/{self.total:,.0f}" if self.total else f"{done:,.0f}"
             self.screen.say(f"{self.what} {share}  {note}{left}")
 
-    def retotal(self, total: float) -> None:
-        self.total = total
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, total=total)
-
     def _left(self, done: float, now: float) -> str:
         moved = done - self.first
         if not self.total or moved <= 0:
@@ -110,15 +111,16 @@ def duration(seconds: float) -> str:
 
 def seconds(limit: str | float | None) -> float | None:
     """90, "90s", "3m", "1.5h" -> seconds."""
-    if limit is None or isinstance(limit, (int, float)):
+    if limit is None:
         return limit
+    limit = str(limit)
     scale = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(limit.strip()[-1:].lower())
     try:
         value = float(limit.strip()[:-1] if scale else limit) * (scale or 1)
     except ValueError as error:
         raise ValueError(f"time_limit={limit}: expected seconds, or a number with s, m, h or d, as in 90s or 2h") from error
-    if value <= 0:
-        raise ValueError(f"time_limit={limit}: expected more than zero")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"time_limit={limit}: expected more than zero, and an end")
     return value
 
 

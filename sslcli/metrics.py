@@ -10,11 +10,14 @@ RESAMPLES, LEVEL = 1000, 0.95
 
 def interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
     """Percentile bootstrap of a statistic of summed counts: rows [N, C] are resampled, `statistic` takes [R, C] sums to [R]."""
-    random = np.random.Generator(np.random.Philox(key=[seed, 0xB007]))
     rows, repeats = np.unique(counts, axis=0, return_counts=True)
-    n = len(counts)
-    drawn = random.multinomial(n, repeats / n, size=RESAMPLES)  # equal rows are exchangeable: draw how often each kind comes
-    values = statistic(drawn @ rows)
+    return _interval(repeats, lambda drawn: statistic(drawn @ rows), seed)
+
+
+def _interval(repeats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
+    """The same of rows that come in kinds, `repeats` [K] of each: equal ones are exchangeable, so draw how often each kind comes."""
+    random = np.random.Generator(np.random.Philox(key=[seed, 0xB007]))
+    values = statistic(random.multinomial(int(repeats.sum()), repeats / repeats.sum(), size=RESAMPLES))
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [round(float(low), 6), round(float(high), 6)]
 
@@ -44,8 +47,7 @@ def classification(gold: Sequence[int] | np.ndarray, guess: Sequence[int] | np.n
 
 
 def _macro_interval(gold: np.ndarray, guess: np.ndarray, classes: int) -> list[float]:
-    cells = np.unique(gold * classes + guess)
-    one_hot = (gold * classes + guess)[:, None] == cells
+    cells, repeats = np.unique(gold * classes + guess, return_counts=True)
     true, said = cells // classes, cells % classes
 
     def statistic(sums: np.ndarray) -> np.ndarray:
@@ -56,7 +58,7 @@ def _macro_interval(gold: np.ndarray, guess: np.ndarray, classes: int) -> list[f
         f1 = np.divide(2 * hit, total, out=np.zeros(total.shape), where=total > 0)
         return f1.sum(1) / np.maximum((total > 0).sum(1), 1)
 
-    return interval(one_hot.astype(np.int64), statistic)
+    return _interval(repeats, statistic)
 
 
 def class_report(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -96,8 +98,28 @@ def ordinal(gold: Sequence[int] | np.ndarray, guess: Sequence[int] | np.ndarray)
 
     distance = np.abs(np.asarray(gold) - np.asarray(guess))
     kappa = cohen_kappa_score(gold, guess, weights="quadratic") if len(np.union1d(gold, guess)) > 1 else 1.0
+    kappa_interval = _kappa_interval(np.asarray(gold, np.int64), np.asarray(guess, np.int64))
     mae_interval = interval(distance.astype(np.int64)[:, None], lambda s: s[:, 0] / len(distance))
-    return {"mae": float(distance.mean()), "mae_interval": mae_interval, "quadratic_kappa": float(kappa)}
+    return {
+        "mae": float(distance.mean()),
+        "mae_interval": mae_interval,
+        "quadratic_kappa": float(kappa),
+        "quadratic_kappa_interval": kappa_interval,
+    }
+
+
+def _kappa_interval(gold: np.ndarray, guess: np.ndarray) -> list[float]:
+    """1 - observed / expected squared distance; what is expected follows from both margins' means and squares."""
+    pairs, repeats = np.unique(np.stack([gold, guess], 1), axis=0, return_counts=True)
+    true, said = pairs.T.astype(float)
+
+    def statistic(drawn: np.ndarray) -> np.ndarray:
+        n = drawn.sum(1)
+        observed = drawn @ (true - said) ** 2 / n
+        expected = drawn @ true**2 / n + drawn @ said**2 / n - 2 * (drawn @ true / n) * (drawn @ said / n)
+        return 1 - np.divide(observed, expected, out=np.zeros(len(drawn)), where=expected > 0)
+
+    return _interval(repeats, statistic)
 
 
 def entities(gold: Sequence[Sequence[str]], guess: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sslcli.distributed import World
-
-FLOOR = 0.0  # of the decaying schedules, as a share of the peak
+from sslcli.lowered import Lowered
 
 
 class Lion(torch.optim.Optimizer):
@@ -63,15 +62,18 @@ class Optimizer:
         self.names = [n for n, _ in trainable]
         self.weights: list[Tensor] = [p for _, p in trainable]
         self.low = precision != torch.float32
-        self.modules, self.hooks = modules, []  # type: ignore[var-annotated]
-        self.masters = _lower(modules, self.weights, precision, self.hooks) if self.low else self.weights
+        self.modules = modules
+        self.lowered = Lowered(modules, self.weights, precision) if self.low else None
+        self.masters = self.lowered.masters if self.lowered else self.weights
         self.average = [m.detach().clone() for m in self.masters] if ema else []
         groups = _groups(self.names, self.masters, weight_decay, layer_decay)
         self.engines = _engines(kind, groups, self.names, self.masters, self.lr, betas)
+        self.live = [True] * len(self.masters)  # which had a gradient when there last were any
         self.refused = torch.zeros((), device=self.masters[0].device)  # steps with non-finite gradients, which moved nothing
 
     def step(self, world: World, step: int) -> Tensor:
         """Reduce, look, clip, move. Returns the gradient norm; if it is not finite nothing moves, and `refused` counts it."""
+        self._join(world)
         grads = [m.grad for m in self.masters if m.grad is not None]
         world.reduce(grads)
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
@@ -85,9 +87,19 @@ class Optimizer:
             for group in engine.param_groups:
                 group["lr"] = rate * group["share"]
         if self._step_on_device() or not bad.item():
-            self._move(bad)
+            self._move(bad, step)
         self.forget_gradients()
         return norm
+
+    def _join(self, world: World) -> None:
+        """A rank without rows (the last batch of an epoch may be that small) takes part in the sum with zeros."""
+        if world.size == 1:
+            return
+        if any(m.grad is not None for m in self.masters):
+            self.live = [m.grad is not None for m in self.masters]
+            return
+        for master, live in zip(self.masters, self.live, strict=True):
+            master.grad = torch.zeros_like(master) if live else None
 
     def forget_gradients(self) -> None:
         for tensor in (*self.masters, *self.weights):
@@ -98,16 +110,17 @@ class Optimizer:
         return all(getattr(e, "_step_supports_amp_scaling", False) for e in self.engines)
 
     @torch.no_grad()
-    def _move(self, bad: Tensor) -> None:
+    def _move(self, bad: Tensor, step: int) -> None:
         for engine in self.engines:
             engine.found_inf = bad
             engine.step()
         if self.low:
             torch._foreach_copy_(self.weights, self.masters)
         if self.average:
-            step = torch._foreach_sub(self.masters, self.average)
-            torch._foreach_mul_(step, (1 - self.ema_decay) * (1 - bad))  # type: ignore[operator]
-            torch._foreach_add_(self.average, step)
+            decay = min(self.ema_decay or 0.0, (1 + step) / (10 + step))  # short at first: the initial weights are soon forgotten
+            change = torch._foreach_sub(self.masters, self.average)
+            torch._foreach_mul_(change, (1 - decay) * (1 - bad))
+            torch._foreach_add_(self.average, change)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (from 0): linear warm-up, then constant, linear, cosine, or (wsd) constant with a last fifth of decay."""
@@ -121,7 +134,7 @@ class Optimizer:
             "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
             "wsd": min(1.0, (1 - progress) / 0.2),
         }[self.schedule]
-        return self.lr * max(share, FLOOR)
+        return self.lr * share
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a resumed run needs, by parameter name."""
@@ -180,8 +193,8 @@ class Optimizer:
             parameter.data = parameter.data.float()
         for name, weight in zip(self.names, self.weights, strict=True):
             weight.copy_(weights[name])
-        for handle in self.hooks:
-            handle.remove()
+        if self.lowered:
+            self.lowered.undo()
         self.masters, self.average, self.engines = self.weights, [], []
 
 
@@ -192,24 +205,6 @@ def default_lr(modules: nn.Module, kind: str) -> float:
     width, pretrained = getattr(model, "dim", 768), getattr(model, "loaded", {}).get("tensors", 0) > 0
     rate = min(3e-3, 0.4 / width) * (0.1 if pretrained else 1.0)
     return rate * {"adamw": 1.0, "adam": 1.0, "lion": 0.1, "muon": 1.0, "sgd": 100.0}[kind]
-
-
-def _lower(modules: nn.Module, weights: Sequence[Tensor], precision: torch.dtype, hooks: list[Any]) -> list[Tensor]:
-    """Keep fp32 masters, lower the weights in place (buffers stay: rotary frequencies do not survive bf16), sum gradients in fp32."""
-    masters = [w.detach().clone().float() for w in weights]
-    for parameter in modules.parameters():
-        parameter.data = parameter.data.to(precision)
-    for weight, master in zip(weights, masters, strict=True):
-
-        def add(weight: Tensor, master: Tensor = master) -> None:
-            if master.grad is None:
-                master.grad = weight.grad.float()  # type: ignore[union-attr]
-            else:
-                master.grad.add_(weight.grad)  # type: ignore[arg-type]
-            weight.grad = None
-
-        hooks.append(weight.register_post_accumulate_grad_hook(add))
-    return masters
 
 
 def _groups(names: Sequence[str], masters: Sequence[Tensor], weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

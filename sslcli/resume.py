@@ -56,10 +56,10 @@ class Keeper:
             sizes = f"{needed / 1e6:,.0f} MB are needed for checkpoints, {free / 1e6:,.0f} MB are free"
             raise StorageFull(f"{self.run.dir}: {sizes}; free some space or lower run.keep")
 
-    def save(self, standing: Standing, modules: nn.Module, optimizer: Optimizer, must: bool = False) -> None:
-        """Commit. `must`: there is no later chance, so a refusal of the storage ends the run."""
+    def save(self, standing: Standing, modules: nn.Module, optimizer: Optimizer, must: bool = False) -> bool:
+        """Commit; whether this step is now on disk (as rank 0 knows). `must`: there is no later chance, so a refusal ends the run."""
         if self.saved == standing.done or not self.world.leads:
-            return
+            return self.world.leads
         tensors = {**optimizer.state(), "buffers": _buffers(modules)}
         if not all(bool(torch.isfinite(t).all()) for t in tensors["weights"].values()):
             raise Diverged(f"diverged: weights are not finite after step {standing.done}; lower optimizer.lr (now {optimizer.lr:.2g})")
@@ -75,6 +75,7 @@ class Keeper:
                 raise StorageFull(
                     f"{self.root}: cannot write checkpoints: {error.strerror}; free some space, then continue with resume=auto"
                 ) from error
+        return self.saved == standing.done
 
     def find(self) -> checkpoint.Found | None:
         found = checkpoint.newest(self.root)
@@ -104,9 +105,9 @@ class Keeper:
         return standing
 
     def best_weights(self, standing: Standing, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-        """Those of the best evaluation; the last ones where nothing was evaluated."""
+        """Those of the best evaluation; the last ones where nothing was evaluated (on rank 0: the others have what it has)."""
         best = standing.best["step"]
-        if best is None or best == standing.done:
+        if best is None or best == standing.done or not self.world.leads:
             return optimizer.best_weights()
         found = checkpoint.exact(self.root / f"step-{best:08d}")
         return found.tensors("average" if optimizer.average else "weights")

@@ -38,12 +38,12 @@ class Run:
         if not self.writes:
             yield self
             return
+        resume = resume and (self.dir / "config.yaml").exists()  # a folder of something else is refused, resume=auto or not
         if not resume:
-            self._refuse_if_used()
+            self.refuse_if_used()
         self._take_lock()
-        fresh = not (self.dir / "config.yaml").exists()
         if not resume:
-            self._refuse_if_used()  # again, now that nobody else can write
+            self.refuse_if_used()  # again, now that nobody else can write
         with storage(self.dir):
             self.id = self._identity()
             if not (self.dir / "config.yaml").exists():
@@ -52,7 +52,7 @@ class Run:
         try:
             yield self
         except BaseException:
-            if fresh and not self._has_result():
+            if not resume and not self._has_result():
                 self._remove()
             raise
         finally:
@@ -119,7 +119,7 @@ class Run:
         lock.flush()
         self._lock = lock
 
-    def _refuse_if_used(self) -> None:
+    def refuse_if_used(self) -> None:
         if self.dir.exists() and not self.dir.is_dir():
             raise BadInput(f"run.dir={printable(self.dir)}: is a file; choose another run.dir")
         if not self.dir.exists() or all(p.name == "run.lock" for p in self.dir.iterdir()):
@@ -131,9 +131,10 @@ class Run:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
                     raise self._busy() from error
-        raise BadInput(
-            f"run.dir={printable(self.dir)}: already holds files; add resume=auto to continue that run, or choose another run.dir"
+        remedy = (
+            "add resume=auto to continue that run, or choose" if (self.dir / "config.yaml").exists() else "and no run to resume; choose"
         )
+        raise BadInput(f"run.dir={printable(self.dir)}: already holds files; {remedy} another run.dir")
 
     def _busy(self) -> RunBusy:
         owner = ""

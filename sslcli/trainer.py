@@ -17,7 +17,7 @@ from sslcli.core import Batch, Objective, Term
 from sslcli.data.store import Store
 from sslcli.data.stream import Stream, to_device
 from sslcli.distributed import World
-from sslcli.errors import Diverged, OutOfMemory, Preempted
+from sslcli.errors import BadInput, Diverged, OutOfMemory, Preempted
 from sslcli.log import Bar, Screen, duration, seconds
 from sslcli.optim import Optimizer
 from sslcli.pace import Pace
@@ -81,6 +81,9 @@ class Trainer:
     def stream(self, objective: Objective, store: Store, seed: int) -> Stream:
         """The training batches of a term, cut so that a forward pass fits in memory."""
         places, budget = objective.rows(store), device.token_budget(self.device)
+        if places.count < objective.least:
+            remedy = "more text is needed" if objective.least == 1 else "more or longer documents are needed (objective.shortest)"
+            raise BadInput(f"data.train: {places.count} rows that this objective can use, at least {objective.least} needed; {remedy}")
         rows = self.micro_rows or (None if places.lengths is not None else max(1, budget // places.width))
         tokens = budget if self.micro_rows is None else None
         read, worth = partial(objective.read, store), device.worth_a_pass(self.device)
@@ -124,6 +127,7 @@ class Trainer:
             where = f"after step {self.at.done:,} of {self.at.steps:,}"
             raise Preempted(f"stopped by {name} {where}; run.dir={self.run.dir} resume=auto continues")
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer))
+        self.world.same(self.modules.parameters())
         facts = self.at.facts(self.batch_size)
         return {**facts, "peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
 
@@ -218,11 +222,8 @@ class Trainer:
         stream: Stream = term.stream
         largest = max((b[next(iter(b))].shape[0] for b in stream.batches(step)), default=1)
         if self.micro_rows is not None or largest < 2 or stream.whole:
-            remedy = (
-                f"trainer.micro_batch_size={largest // 2}"
-                if largest > 1
-                else "trainer.gradient_checkpointing=true or a shorter data.max_length"
-            )
+            shorter = "trainer.gradient_checkpointing=true or a shorter data.max_length"
+            remedy = shorter if largest < 2 or stream.whole else f"trainer.micro_batch_size={largest // 2}"
             raise OutOfMemory(f"out of memory with {largest} rows at a time; use {remedy}") from error
         self.optimizer.forget_gradients()
         if self.device.type == "cuda":
@@ -256,17 +257,16 @@ class Trainer:
 
     def _log(self, bar: Bar) -> None:
         at = self.at
-        flat = self.world.sum([x for total, weight in at.sums.values() for x in (float(total), weight)])
-        means = {name: flat[2 * i] / flat[2 * i + 1] for i, name in enumerate(at.sums)}
+        names = dict.fromkeys(name for found in self.world.gather(list(at.sums)) for name in found)  # a rank may have had no rows
+        flat = self.world.sum([float(x) for name in names for x in at.sums.get(name, (0.0, 0.0))])
+        means = {name: flat[2 * i] / flat[2 * i + 1] for i, name in enumerate(names)}
         at.sums = {}
-        self.run.append(
-            "metrics.jsonl", {"step": at.done, **means, "lr": self.optimizer.rate(at.done - 1), "seconds": round(at.elapsed, 3)}
-        )
+        line = {"step": at.done, **means, "lr": self.optimizer.rate(at.done - 1), "seconds": round(at.elapsed, 3)}
+        self.run.append("metrics.jsonl", line)
         losses = "  ".join(f"{k} {v:.4f}" for k, v in means.items() if k.endswith(("loss", "accuracy")))
         best = f"  best {self.terms[0].objective.metric} {at.best['score']:.4f}" if at.best["score"] is not None else ""
-        bar.update(
-            at.done, f"step {at.done:,}/{at.steps:,}  {losses}{best}  {at.done * self.batch_size / max(at.elapsed, 1e-9):,.0f} rows/s"
-        )
+        speed = at.done * self.batch_size / max(at.elapsed, 1e-9)
+        bar.update(at.done, f"step {at.done:,}/{at.steps:,}  {losses}{best}  {speed:,.0f} rows/s")
 
     def _evaluate(self) -> None:
         assert self.judge is not None
@@ -277,12 +277,13 @@ class Trainer:
             self.modules.train()
         score, best = float(scores[objective.metric]), at.best["score"]
         better = best is None or (score > best if objective.higher_is_better else score < best)
-        at.best = {"score": score, "step": at.done, "waited": 0} if better else {**at.best, "waited": at.best["waited"] + 1}
+        before = at.best
+        at.best = {"score": score, "step": at.done, "waited": 0} if better else {**before, "waited": before["waited"] + 1}
         plain = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
         self.run.append("metrics.jsonl", {"step": at.done, "valid": plain})
         self.screen.detail(f"step {at.done:,}: " + "  ".join(f"{k} {v:.4f}" for k, v in plain.items()))
-        if better:
-            self.keeper.save(at, self.modules, self.optimizer)
+        if better and not any(self.world.gather(self.keeper.save(at, self.modules, self.optimizer))):
+            at.best = {**before, "waited": 0}  # what is not on disk cannot be delivered
 
     def _rehearse(self, step: int) -> None:
         """A step that changes nothing."""

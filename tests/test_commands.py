@@ -38,6 +38,25 @@ def test_a_sweep_runs_every_combination_and_survives_failures(ssl, labelled: Pat
     assert again.code == 0 and "2 runs are complete already" in again.err
 
 
+def test_an_extended_sweep_keeps_its_folders_apart(tmp_path: Path) -> None:
+    """What 000 was made with is what 000 is reported as, however the values are listed next time."""
+    from sslcli.commands.sweep import _jobs, _place
+
+    first = _jobs(["optimizer.lr=1e-5,3e-5", "seed=0,1"], tmp_path)
+    _place(first, tmp_path)
+    again = _jobs(["optimizer.lr=1e-5,3e-5", "seed=0,1,2"], tmp_path)
+    _place(again, tmp_path)
+    places = {tuple(job.overrides): job.folder.name for job in again}
+    assert all(places[tuple(job.overrides)] == job.folder.name for job in first) and len(set(places.values())) == 6
+
+
+def test_evaluations_are_swept_too(ssl, labelled: Path) -> None:
+    assert ssl("finetune", f"data.train={labelled}", *QUICK, "run.dir=run").code == 0
+    done = ssl("evaluate", "-m", "run=run", f"data.test={labelled},{labelled}", "sweep.dir=sweep")
+    assert done.code == 0, done.err
+    assert json.loads(Path("sweep/000/metrics.json").read_text())["test"]["accuracy"] >= 0
+
+
 def test_a_sweep_says_what_it_cannot_sweep(ssl) -> None:
     assert "sweep.dir" in ssl("pretrain", "-m", "run.dir=a,b").err
     assert ssl("pretrain", "-m", "sweep.colour=1").code == 2
@@ -106,6 +125,47 @@ def test_evaluate_on_other_data_checks_its_labels(ssl, labelled: Path, tmp_path:
     write_jsonl(tmp_path / "fine.jsonl", [{"body": r["text"], "topic": r["label"]} for r in rows(12)])
     done = ssl("evaluate", "run=a", "data.test=fine.jsonl", "data.columns.text=body", "data.columns.label=topic", "out=scores")
     assert done.code == 0 and len(Path("scores/predictions.jsonl").read_text().splitlines()) == 12, done.err
+
+
+def test_evaluate_reads_the_columns_that_the_run_read(ssl, tmp_path: Path) -> None:
+    """Two columns that could be the text: what was chosen for the run holds for its evaluation."""
+    records = [{"text": "x y", "summary": r["text"], "label": r["label"]} for r in rows(45)]
+    write_jsonl(tmp_path / "data.jsonl", records)
+    assert ssl("finetune", "data.train=data.jsonl", "data.columns.text=summary", *QUICK, "run.dir=run").code == 0
+    done = ssl("evaluate", "run=run", "data.test=data.jsonl", "out=out")
+    assert done.code == 0 and "columns text=summary, label=label" in done.err, done.err
+
+
+def test_a_file_named_like_the_embedded_texts_is_a_file(ssl, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "docstrings.jsonl", [{"text": r["text"]} for r in rows(60)])
+    done = ssl("pretrain", "data.train=docstrings.jsonl", *TINY, "trainer.steps=1", "run.dir=run")
+    assert done.code == 0 and json.loads(Path("run/data.json").read_text())["train"]["documents"] <= 60, done.err
+
+
+@pytest.mark.parametrize(("documents", "code"), [(1, 2), (12, 0)])
+def test_a_small_corpus_is_trained_on_or_refused_in_one_line(ssl, tmp_path: Path, documents: int, code: int) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": r["text"]} for r in rows(documents)])
+    done = ssl("pretrain", "data.train=corpus.jsonl", *TINY, "trainer.steps=2", "run.dir=run")
+    assert done.code == code and "internal" not in done.err, done.err
+    assert ("rows that this objective can use" if code else "too small to judge by") in done.err
+
+
+def test_a_folder_of_other_things_is_never_resumed_nor_removed(ssl, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    (tmp_path / "runs" / "old" / "metrics.json").write_text("{}")
+    done = ssl("pretrain", f"data.train={corpus}", *TINY, "run.dir=runs", "resume=auto")
+    assert done.code == 2 and "no run to resume" in done.err, done.err
+    assert (tmp_path / "runs" / "old" / "metrics.json").read_text() == "{}"
+
+
+def test_what_means_nothing_is_refused(ssl, corpus: Path) -> None:
+    for word, said in (
+        ("data.shots=8", "data.shots: means nothing"),
+        ("trainer.time_limit=0", "more than zero"),
+        ("objective=causal_lm", "needs a decoder"),
+    ):
+        done = ssl("pretrain", f"data.train={corpus}", *TINY, word, "run.dir=run")
+        assert done.code == 2 and said in done.err, (word, done.err)
 
 
 def test_evaluate_a_pretraining_run(ssl, corpus: Path) -> None:

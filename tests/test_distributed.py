@@ -126,3 +126,15 @@ def _command(pid: str) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_a_rank_without_rows_goes_along(ssl, process, data, tmp_path) -> None:
+    """The last batch of an epoch holds one row: rank 1 has none of it, and the run is still that of one process."""
+    short = write_jsonl(tmp_path / "short.jsonl", rows(33))
+    command = ["finetune", f"data.train={short}", f"data.valid={data}", *RUN, "task.dropout=0", "dropout=0", "trainer.steps=6"]
+    assert ssl(*command, "run.dir=one").code == 0
+    done = process(*command, "trainer.devices=2", "run.dir=two")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    dry = process(*command, "trainer.devices=2", "run.dir=dry", "--dry-run")
+    assert dry.returncode == 0 and not (tmp_path / "dry").exists(), dry.stderr

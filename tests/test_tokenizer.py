@@ -75,6 +75,24 @@ def test_what_does_not_go_together_is_said() -> None:
     assert Recipe.contradiction({"kind": "bpe", "byte_fallback": True}) is None
 
 
+def test_a_decoder_gets_a_tokenizer_that_keeps_the_text() -> None:
+    assert (
+        recipe("auto", lowercase=None).train(ENGLISH, True).lossless and not recipe("auto", lowercase=None).train(ENGLISH, False).lossless
+    )
+    other = recipe("wordpiece").train(ENGLISH, True)
+    assert other.unknown != other.end, "an unknown character is no end of a document"
+
+
+def test_words_of_a_byte_level_tokenizer_keep_their_space(tmp_path: Path) -> None:
+    made = recipe("bpe").train(ENGLISH, True)
+    inside = made.hf.convert_ids_to_tokens(made.hf("a cat")["input_ids"])[-1]
+    made = made.for_words()
+    assert made.hf.convert_ids_to_tokens(made.hf(["cat"], is_split_into_words=True)["input_ids"])[-1] == inside
+    made.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.hf(["a", "cat"], is_split_into_words=True)["input_ids"] == made.hf(["a", "cat"], is_split_into_words=True)["input_ids"]
+
+
 def pipelines() -> dict[str, Tokenizer]:
     found = {kind: recipe(kind).train(ENGLISH + CHINESE, False) for kind in ("wordpiece", "bpe", "unigram")}
     found["lowercase"] = recipe("wordpiece", lowercase=True).train(ENGLISH + CHINESE, False)

@@ -33,11 +33,13 @@ class OtherData:
         columns: dict[Literal["text", "label", "tokens", "tags"], str | None],
         encoding: str | None,
         delimiter: str | None,
+        on_bad_record: Literal["fail", "skip"] | None,
     ):
         self.data = own
-        if test is not None:
-            own.test, own.columns = test, columns
-            own.encoding, own.delimiter = encoding or own.encoding, delimiter or own.delimiter
+        own.test = test if test is not None else own.test
+        own.columns = {**own.columns, **{role: name for role, name in columns.items() if name is not None}}
+        own.encoding, own.delimiter = encoding or own.encoding, delimiter or own.delimiter
+        own.on_bad_record = on_bad_record or own.on_bad_record
 
 
 def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, plugins: list[str]) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, pl
         folder.data(prepared, finished.limit, True)
         if split not in prepared.stores:
             raise BadInput("data.test: missing; name the data to evaluate on")
+        if finished.goal.rows(prepared.stores[split]).count < finished.goal.least:
+            raise BadInput(f"data.{split}: too few rows that this objective can use; name more text")
 
         # the scores
         device.prepare(replicas.device, False)

@@ -64,7 +64,7 @@ def _compare(finished: Finished, exported: Export, folder: Path, own: Sequence[M
     for start in range(0, len(own), 16):
         part = own[start : start + 16]
         batch = finished.encode([row["input"] for row in part])
-        trained, got = _scores(finished.logits(batch)), _scores(torch.from_numpy(run(batch)))
+        trained, got = _scores(finished, finished.logits(batch)), _scores(finished, torch.from_numpy(run(batch)))
         inside = batch["mask"] if trained.ndim == 3 else torch.ones(len(trained), dtype=torch.bool)
         worst = max(worst, float((trained - got)[inside].abs().max()))
         top = trained.topk(2, -1).values
@@ -78,9 +78,11 @@ def _compare(finished: Finished, exported: Export, folder: Path, own: Sequence[M
     return {"rows": seen, "largest_difference": worst, "labels_that_differ": labels_differ}
 
 
-def _scores(logits: torch.Tensor) -> torch.Tensor:
-    """Probabilities where there are classes: a difference that matters is one of these."""
-    return torch.softmax(logits.float(), -1)
+def _scores(finished: Finished, values: torch.Tensor) -> torch.Tensor:
+    """In a scale where a difference of TOLERANCE matters: probabilities where there are classes, else vectors of unit length."""
+    if not hasattr(finished.goal, "head"):
+        return torch.nn.functional.normalize(values.float(), dim=-1)
+    return values.float().sigmoid() if finished.facts.get("labelling") == "multi" else values.float().softmax(-1)
 
 
 def _recorded(finished: Finished, part: Sequence[Mapping[str, Any]], got: torch.Tensor, clear: torch.Tensor) -> int:

@@ -53,6 +53,7 @@ def finetune(
         source = data.build(seed)
         coder = task.cls.coder(task.config)
         words = tokenizer_of(from_, tokenizer, source, model, coder.columns, call.screen.say)
+        words = words.for_words() if "tokens" in coder.columns else words
         backbone = backbone_of(from_, model, words, task.cls.head_kind, seed, dropout, init == "random")
         length = length_of(source, backbone, task.cls.row_length)
         prepared = examples.prepare(source, coder, words, length)
@@ -76,8 +77,8 @@ def finetune(
 
         # what stays
         modules.eval()
-        scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, baseline)}
         folder.save_model(backbone, goal.head, words, prepared.labels, prepared.facts.get("labelling") == "multi")
+        scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, baseline)}
         return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
 
 

@@ -13,7 +13,7 @@ from sslcli import config, schema
 from sslcli.build import Modules
 from sslcli.commands.finetune import finetune
 from sslcli.commands.pretrain import pretrain
-from sslcli.core import Batch, Objective
+from sslcli.core import Batch, Objective, Task
 from sslcli.data.text import TextData
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.errors import BadCheckpoint, printable
@@ -75,9 +75,10 @@ class Finished:
             with path.open(encoding="utf-8") as file:
                 return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
         source = self.data.build(self.seed)
-        reader = source.reader("train", ("text",))
+        columns = type(self.goal).coder({"labelling": "auto"}).columns if isinstance(self.goal, Task) else ("text",)
+        reader = source.reader("train", columns)
         assert reader is not None
-        return [{"input": example["text"]} for _, (_, _, example) in zip(range(count), reader, strict=False)]
+        return [{"input": example[columns[0]]} for _, (_, _, example) in zip(range(count), reader, strict=False)]
 
     def encode(self, inputs: Sequence[Any]) -> Batch:
         """As any other user of the exported tokenizer would."""

@@ -147,6 +147,8 @@ class Folder:
 
     def dry_end(self, trainer: Trainer, modules: nn.Module, facts: Mapping[str, Any], example: str) -> dict[str, Any]:
         """After two real steps of a dry run: save, reload, compare, and say what the real run would need."""
+        if not trainer.world.leads:
+            return {}
         found = checkpoint.newest(self.run.dir / "checkpoints")
         assert found is not None
         weights = dict(modules.named_parameters())
@@ -180,11 +182,16 @@ def write_model(folder: Path, model: Text, head: nn.Module | None, tokenizer: To
 def claimed(call: Call, run: Run, resume: bool) -> Iterator[Folder]:
     """The run folder; for a dry run, one that is gone afterwards."""
     if call.dry_run:
-        with tempfile.TemporaryDirectory(prefix="sslcli-dry-") as temporary:
+        if not resume:
+            run.refuse_if_used()
+        beside = next(p for p in (run.dir, *run.dir.absolute().parents) if p.is_dir())  # its disk is the one to measure
+        with tempfile.TemporaryDirectory(prefix=".sslcli-dry-", dir=beside) as temporary:
             run.dir = Path(temporary) / "run"
             with run.claim(call.config_yaml, False) as mine:
                 yield Folder(mine, call, False)
         return
+    if resume and not (run.dir / "config.yaml").exists():
+        call.screen.detail(f"{printable(run.dir)}: nothing to resume; a new run begins")
     with run.claim(call.config_yaml, resume) as mine:
         yield Folder(mine, call, resume)
 
@@ -200,9 +207,16 @@ def _counts(facts: Mapping[str, Any]) -> str:
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for split in ("train", "valid", "test"):
-        was = {f["file"]: f["sha256"] for f in before.get(split, [])}
-        is_ = {f["file"]: f["sha256"] for f in now.get(split, [])}
+        was, is_ = _by_name(before.get(split, [])), _by_name(now.get(split, []))
         found += [f"{printable(n)} has changed" for n in was if n in is_ and was[n] != is_[n]]
         found += [f"{printable(n)} is gone" for n in was if n not in is_]
         found += [f"{printable(n)} is new" for n in is_ if n not in was]
+    return found
+
+
+def _by_name(files: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Files of one name may lie in several folders: their hashes, in order."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        found.setdefault(file["file"], []).append(file["sha256"])
     return found

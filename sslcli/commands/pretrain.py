@@ -62,10 +62,14 @@ def pretrain(
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
         valid = prepared.stores.get("valid")
-        judge = partial(held_out, goal, backbone, valid, replicas, engine.batch_size) if valid is not None and valid.count else None
+        if valid is not None and (not valid.count or goal.rows(valid).count < goal.least):
+            call.screen.say("       valid is too small to judge by; the last weights are kept")
+            del prepared.stores["valid"]
+            valid = None
+        judge = partial(held_out, goal, backbone, valid, replicas, engine.batch_size) if valid is not None else None
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
-        facts = engine.fit(modules, [term], optimizer, judge, goal.rows(valid).count if judge and valid else 0, _steps, folder.resume)
+        facts = engine.fit(modules, [term], optimizer, judge, goal.rows(valid).count if valid else 0, _steps, folder.resume)
         if call.dry_run:
             shown = words.hf.convert_ids_to_tokens(stream.batches(0)[0]["ids"][0].tolist())
             return folder.dry_end(engine, modules, facts, " ".join(shown))

@@ -77,6 +77,7 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
     root = Path(own.get("sweep.dir") or f"sweeps/{time.strftime('%Y%m%d-%H%M%S')}-{verb}")
     jobs = _jobs(rest, root)
     root.mkdir(parents=True, exist_ok=True)
+    _place(jobs, root)
     screen.say(f"{len(jobs)} runs in {root}, {own.get('sweep.parallel', 1)} at a time")
     passed = [w for flag, w in (("dry_run", "--dry-run"),) if flags.get(flag)]
     if "folder" in flags:
@@ -111,6 +112,17 @@ def _jobs(overrides: Sequence[str], root: Path) -> list[Job]:
     return jobs
 
 
+def _place(jobs: Sequence[Job], root: Path) -> None:
+    """A folder of its own for every combination, the one that it had before if this sweep goes on or was extended."""
+    path = root / "jobs.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    taken = {tuple(overrides): int(number) for number, overrides in before.items()}
+    for job in jobs:
+        job.number = taken.setdefault(tuple(job.overrides), max(taken.values(), default=-1) + 1)
+        job.folder = root / f"{job.number:03d}"
+    write_atomically(path, json.dumps({f"{n:03d}": list(o) for o, n in taken.items()}, indent=2, ensure_ascii=False) + "\n")
+
+
 def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str], screen: Screen) -> None:
     waiting = [job for job in jobs if not _complete(job)]
     if len(waiting) < len(jobs):
@@ -140,14 +152,14 @@ def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str
 def _start(verb: str, job: Job, passed: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
     """The job's own process; what it says goes to a file beside its folder, so that nothing is shown only at the end."""
     log = job.folder.with_suffix(".log")
-    resume = ["resume=auto"] if verb in ("pretrain", "finetune") else []
-    command = [sys.executable, "-m", "sslcli", verb, *job.overrides, f"run.dir={job.folder}", *resume, *passed]
+    where = [f"run.dir={job.folder}", "resume=auto"] if verb in ("pretrain", "finetune") else [f"out={job.folder}"]
+    command = [sys.executable, "-m", "sslcli", verb, *job.overrides, *where, *passed]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True)
 
 
 def _complete(job: Job) -> bool:
-    if not (job.folder / "metrics.json").exists():
+    if not any((job.folder / name).exists() for name in ("metrics.json", "ssl_export.json")):
         return False
     job.code = 0
     job.read()

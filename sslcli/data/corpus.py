@@ -6,7 +6,6 @@ Memory is that of one chunk, whatever the size of the corpus.
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,21 @@ from sslcli.data.reader import Reader
 from sslcli.data.store import Store, Writer, built
 from sslcli.data.text import Prepared, TextData
 from sslcli.data.tokenizer import Tokenizer
+from sslcli.errors import BadInput
 
 CHUNK = 1 << 21  # characters that are tokenised together
-HELD_OUT = 1 << 17  # tokens at most of the held-out part that is split off when data.valid is absent
+HELD_OUT = 1 << 17  # tokens, about, of the held-out part at most that is split off when data.valid is absent
+BYTES = 4.5  # of text in a token, to guess by from the size of the files
+PACKED = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # bytes of text in a byte of such a file
 
 Progress = Callable[[int], None]
 
 
 def prepare(data: TextData, tokenizer: Tokenizer, progress: Progress = lambda _: None, only: str | None = None) -> Prepared:
     """Stores `train`, `valid` and (if named) `test` of token ids, each document between the tokenizer's own ends."""
+    for name in ("shots", "labels", "too_long"):
+        if getattr(data, name) is not None:
+            raise BadInput(f"data.{name}: means nothing for an unlabelled corpus; leave it out")
     prepared = Prepared({}, {"columns": {}, "files": {}}, [], [])
     # the held-out part is split off the training text, so `valid` may need that too
     wanted = {None: ("train", "valid", "test"), "test": ("test",), "valid": ("valid",) if data.valid is not None else ("train",)}[only]
@@ -38,21 +43,20 @@ def prepare(data: TextData, tokenizer: Tokenizer, progress: Progress = lambda _:
             "kind": "corpus",
             "files": reader.source.fingerprint(),
             "columns": reader.columns,
-            "encoding": data.encoding,
-            "policy": [data.on_bad_record, data.allow_empty],
+            "reading": [data.encoding, data.delimiter, data.on_bad_record, data.allow_empty],
             "tokenizer": tokenizer.identity,
             "ends": [tokenizer.prefix, tokenizer.suffix],
-            "held_out": [data.seed, data.valid_fraction] if split == "train" and data.valid is None else None,
+            "held_out": None,
         }
+        if split == "train" and data.valid is None:
+            key["held_out"] = [data.seed, _share(key["files"], data.valid_fraction)]
         folder = built(key, partial(_build, reader=reader, tokenizer=tokenizer, held_out=key["held_out"], progress=progress))
         prepared.stores[split] = Store(folder / "main")
         prepared.facts["columns"][split] = reader.columns
         prepared.facts["files"][split] = key["files"]
         if key["held_out"]:
             prepared.stores["valid"] = Store(folder / "held_out")
-            prepared.facts["valid_is"] = (
-                f"{data.valid_fraction:.0%} of the documents (at most {HELD_OUT:,} tokens), drawn with seed {data.seed}"
-            )
+            prepared.facts["valid_is"] = f"{key['held_out'][1]:.2%} of the documents, drawn with seed {data.seed}"
         prepared.bad += prepared.stores[split].meta["bad"]
     for split, store in prepared.stores.items():
         prepared.facts[split] = {k: store.meta[k] for k in ("documents", "tokens", "bytes", "unknown")}
@@ -66,7 +70,7 @@ def _build(making: Path, reader: Reader, tokenizer: Tokenizer, held_out: list[An
     for name in names:
         (making / name).mkdir()
         writers[name] = Writer(making / name, {"ids": dtype}, {"ids"})
-        writers[name].meta = {"documents": 0, "tokens": 0, "bytes": 0, "unknown": 0, "bad": []}
+        writers[name].meta = {"lossless": tokenizer.lossless, "documents": 0, "tokens": 0, "bytes": 0, "unknown": 0, "bad": []}
     start, done = time.monotonic(), 0
     try:
         for texts in _chunks(reader):
@@ -87,8 +91,14 @@ def _build(making: Path, reader: Reader, tokenizer: Tokenizer, held_out: list[An
             writer.close()
 
 
+def _share(files: list[dict[str, Any]], fraction: float) -> float:
+    """Of the documents to hold out, all over the corpus: as asked, or what makes about HELD_OUT tokens of a large one."""
+    size = sum(f.get("bytes", 0) * PACKED.get(Path(f["file"]).suffix, 1.0) for f in files)
+    return round(min(fraction, HELD_OUT * BYTES / max(size, 1)), 4) or 1e-4
+
+
 def _held_out(held_out: list[Any] | None, first: int, count: int, writers: dict[str, Writer]) -> np.ndarray:
-    if not held_out or writers["held_out"].meta["tokens"] >= HELD_OUT:
+    if not held_out or writers["held_out"].meta["tokens"] >= 4 * HELD_OUT:  # where the size was no guide
         return np.zeros(count, bool)
     seed, fraction = held_out
     chosen = chance.uniform(chance.keys(seed, 0x8E1D, np.arange(first, first + count)), 1)[:, 0] < fraction
@@ -135,7 +145,3 @@ def _chunks(reader: Reader) -> Iterator[list[str]]:
         if not held:
             return
         yield held
-
-
-def first_texts(reader: Reader, n: int) -> list[str]:
-    return list(islice(texts_of(reader), n))

@@ -67,7 +67,14 @@ class Docstrings:
             yield f"docstrings:{row['source']}", number, {"text": NAMED.sub("·", _summary(row["text"])), "label": row["part"]}
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        return [{"file": f"docstrings:{self.split}", "sha256": self.path.stem, "seed": self.seed if self.split == "few" else None}]
+        return [
+            {
+                "file": f"docstrings:{self.split}",
+                "bytes": self.path.stat().st_size,
+                "sha256": self.path.stem,
+                "seed": self.seed if self.split == "few" else None,
+            }
+        ]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         with self.path.open(encoding="utf-8") as file:

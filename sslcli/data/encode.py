@@ -1,7 +1,7 @@
 """Texts to token ids, several times faster than asking the tokenizer for whole documents.
 
 Most pipelines treat text piece by piece: the tokens of a document are the tokens of its words, one after the other. For those the
-words are looked up in a table that grows as new ones appear; every other pipeline gets whole documents. `tests/test_encode.py`
+words are looked up in a table that grows as new ones appear; every other pipeline gets whole documents. `tests/test_tokenizer.py`
 compares both ways over scripts and pipelines.
 """
 

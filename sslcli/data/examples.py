@@ -79,7 +79,7 @@ def prepare(
             "kind": "examples",
             "files": reader.source.fingerprint(),
             "columns": reader.columns,
-            "options": [data.encoding, data.on_bad_record, data.allow_empty, limit, data.too_long or coder.too_long],
+            "options": [data.encoding, data.delimiter, data.on_bad_record, data.allow_empty, limit, data.too_long or coder.too_long],
             "tokenizer": tokenizer.identity,
             "ends": [tokenizer.prefix, tokenizer.suffix],
             "coder": coder.identity(),
@@ -127,18 +127,20 @@ def _survey(
     inventory = coder.inventory(seen, given)
     plans: dict[str, tuple[Reader, Any]] = {split: (reader, None) for split, reader in readers.items()}
     if "train" in readers:
-        plans |= _subsets(data, readers, strata)
+        plans |= _subsets(data, readers, strata, len(inventory))
     return inventory, plans, bad
 
 
-def _subsets(data: TextData, readers: Mapping[str, Reader], strata: Mapping[str, Sequence[str]]) -> dict[str, tuple[Reader, Any]]:
+def _subsets(
+    data: TextData, readers: Mapping[str, Reader], strata: Mapping[str, Sequence[str]], labels: int
+) -> dict[str, tuple[Reader, Any]]:
     ids = {name: i for i, name in enumerate(sorted(set(strata["train"])))}
     train = np.arange(len(strata["train"]))
     kinds = [ids[s] for s in strata["train"]]
     found: dict[str, tuple[Reader, Any]] = {}
     if data.shots is not None:
         train = few(data.seed, kinds, data.shots)
-    if "valid" not in readers and len(train) >= ENOUGH_TO_HOLD_OUT * len(ids):
+    if "valid" not in readers and len(train) >= ENOUGH_TO_HOLD_OUT * min(labels, len(ids)):
         valid = train[held_out(data.seed, [kinds[i] for i in train], data.valid_fraction)]
         found["valid"] = (readers["train"], valid)
         train = np.setdiff1d(train, valid)

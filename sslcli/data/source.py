@@ -44,10 +44,10 @@ class Source(Protocol):
 
 def open_source(key: str, spec: str | Sequence[str], *, encoding: str, delimiter: str | None, tagged: bool, seed: int) -> Source:
     """`key` is the configuration key, for error messages; `tagged`: the task wants words with tags, so a .txt may be CoNLL."""
-    if isinstance(spec, str) and spec.startswith("docstrings"):
+    if embedded(spec):
         from sslcli.data.docstrings import Docstrings
 
-        return Docstrings(key, spec, seed)
+        return Docstrings(key, str(spec), seed)
     if isinstance(spec, str) and spec.startswith("hf:"):
         from sslcli.data.hub import Hub
 
@@ -55,6 +55,11 @@ def open_source(key: str, spec: str | Sequence[str], *, encoding: str, delimiter
     files = [p for s in ([spec] if isinstance(spec, str) else spec) for p in resolve(key, s)]
     _refuse_odd_shards(key, files)
     return Files(files, encoding, delimiter, tagged)
+
+
+def embedded(spec: Any) -> bool:
+    """Whether this names the texts that come with the tool, not a file."""
+    return isinstance(spec, str) and (spec == "docstrings" or spec.startswith("docstrings:"))
 
 
 class Files:

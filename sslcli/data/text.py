@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from sslcli.data.reader import Reader
-from sslcli.data.source import Source, open_source
+from sslcli.data.source import Source, embedded, open_source
 from sslcli.data.store import Store
 from sslcli.errors import BadInput, printable
 
@@ -50,7 +50,7 @@ class TextData:
 
     def source(self, split: str, tagged: bool) -> Source | None:
         spec = getattr(self, split)
-        if spec is None and split == "test" and isinstance(self.train, str) and self.train.startswith("docstrings:"):
+        if spec is None and split == "test" and embedded(self.train) and self.train != "docstrings":
             spec = "docstrings:test"  # the embedded labelled set brings its own test
         if spec is None:
             return None

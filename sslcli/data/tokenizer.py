@@ -19,7 +19,8 @@ from sslcli.errors import BadCheckpoint, BadInput, printable
 
 SAMPLE = 16_000_000  # characters of text that a tokenizer is trained on at most
 ENCODER_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-DECODER_SPECIALS = ["<|endoftext|>"]
+DECODER_SPECIALS = ["<|endoftext|>", "[UNK]"]
+ODD = "A  line of Words,\n\tnaïve 中文 ≠ 🙂"  # a tokenizer that gives this back keeps any text
 
 
 class Tokenizer:
@@ -27,6 +28,8 @@ class Tokenizer:
 
     def __init__(self, hf: Any):
         self.hf = hf
+        if hf.pad_token_id is None and hf.eos_token_id is not None:
+            hf.pad_token = hf.eos_token  # decoders come without one
         self.encoder = Encoder(hf.backend_tokenizer)
         self.corpus_encoder = Encoder(hf.backend_tokenizer, literal=True)
         self.size = len(hf)
@@ -54,6 +57,20 @@ class Tokenizer:
             )
         return cls(hf)
 
+    def for_words(self) -> "Tokenizer":
+        """For text that comes as words: a byte-level tokenizer then sets the space before each, as inside of a text."""
+        state = json.loads(self.hf.backend_tokenizer.to_str())
+        if not _set_prefix_space(state.get("pre_tokenizer")):
+            return self
+        self.hf._tokenizer = Engine.from_str(json.dumps(state))
+        self.hf.add_prefix_space = self.hf.init_kwargs["add_prefix_space"] = True
+        return Tokenizer(self.hf)
+
+    @property
+    def lossless(self) -> bool:
+        ids = self.hf(ODD, add_special_tokens=False)["input_ids"]
+        return self.hf.decode(ids, clean_up_tokenization_spaces=False) == ODD
+
     @property
     def identity(self) -> str:
         """Hash of everything that decides how text becomes ids."""
@@ -66,6 +83,7 @@ class Tokenizer:
 class Recipe:
     """How to train a tokenizer on the corpus at hand.
 
+    auto: wordpiece for an encoder, bpe for a decoder.
     wordpiece: BERT's; Chinese characters stand alone, so no segmenter is needed; unknown characters become [UNK].
     bpe: byte level, so nothing is unknown and text is kept to the byte.
     unigram: a language model over pieces (Kudo 2018); finds Chinese words by itself; unknown characters fall back to bytes.
@@ -74,9 +92,9 @@ class Recipe:
     def __init__(
         self,
         *,
-        kind: Literal["wordpiece", "bpe", "unigram"],
+        kind: Literal["auto", "wordpiece", "bpe", "unigram"],
         vocabulary: Annotated[int, Field(ge=300, le=1_000_000)],
-        lowercase: bool,
+        lowercase: bool | None,
         min_frequency: Annotated[int, Field(ge=1)],
         byte_fallback: bool,
     ):
@@ -93,11 +111,19 @@ class Recipe:
         clash = keys["kind"] == "wordpiece" and keys["byte_fallback"]
         return "wordpiece has no byte fallback; use tokenizer=bpe or tokenizer=unigram" if clash else None
 
+    @staticmethod
+    def settled(kind: str, decoder: bool) -> str:
+        return kind if kind != "auto" else "bpe" if decoder else "wordpiece"
+
     def train(self, texts: Iterable[str], decoder: bool) -> Tokenizer:
         """`decoder`: for a left-to-right model, which needs an end of document and no [MASK]."""
         from transformers import PreTrainedTokenizerFast
 
-        specials = DECODER_SPECIALS if decoder else ENCODER_SPECIALS
+        if self.kind == "auto":
+            kind, lower = self.settled(self.kind, decoder), not decoder if self.lowercase is None else self.lowercase
+            options = {"vocabulary": self.vocabulary, "min_frequency": self.min_frequency, "byte_fallback": False}
+            return Recipe(kind=kind, lowercase=lower, **options).train(texts, decoder)  # type: ignore[arg-type]
+        specials = (DECODER_SPECIALS[: 1 if self.kind == "bpe" else 2]) if decoder else ENCODER_SPECIALS
         engine, trainer = self._engine(specials)
         engine.train_from_iterator(_batches(texts), trainer)
         if self.kind == "unigram" and self.byte_fallback:
@@ -112,7 +138,7 @@ class Recipe:
         elif self.kind == "bpe":
             engine.post_processor = processors.ByteLevel(trim_offsets=False)
         if decoder:
-            names = {"eos_token": specials[0], "pad_token": specials[0], "unk_token": specials[0]}
+            names = {"eos_token": specials[0], "pad_token": specials[0], **({"unk_token": "[UNK]"} if len(specials) > 1 else {})}
         else:
             names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), specials, strict=True))
         return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=engine, clean_up_tokenization_spaces=False, **names))
@@ -120,8 +146,8 @@ class Recipe:
     def _engine(self, specials: Sequence[str]) -> tuple[Engine, Any]:
         size: dict[str, Any] = {"vocab_size": self.vocabulary, "special_tokens": list(specials), "show_progress": False}
         if self.kind == "wordpiece":
-            engine = Engine(models.WordPiece(unk_token=specials[0] if len(specials) == 1 else "[UNK]"))
-            engine.normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
+            engine = Engine(models.WordPiece(unk_token="[UNK]"))
+            engine.normalizer = normalizers.BertNormalizer(lowercase=bool(self.lowercase))
             engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
             engine.decoder = decoders.WordPiece()
             return engine, trainers.WordPieceTrainer(min_frequency=self.min_frequency, **size)
@@ -140,8 +166,7 @@ class Recipe:
         engine.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
         if self.byte_fallback:
             size["vocab_size"] = max(self.vocabulary - 256, len(specials) + 1)
-        unknown = specials[0] if len(specials) == 1 else "[UNK]"
-        return engine, trainers.UnigramTrainer(unk_token=unknown, **size)
+        return engine, trainers.UnigramTrainer(unk_token="[UNK]", **size)
 
 
 def sample(texts: Iterable[str], limit: int = SAMPLE) -> list[str]:
@@ -168,6 +193,19 @@ def _with_bytes(engine: Engine) -> Engine:
     vocabulary += [[f"<0x{byte:02X}>", lowest] for byte in range(256)]
     state["model"]["byte_fallback"] = True
     return Engine.from_str(json.dumps(state))
+
+
+def _set_prefix_space(part: Any) -> bool:
+    """In a pre-tokenizer's state, wherever it is byte-level; whether it is anywhere."""
+    if isinstance(part, list):
+        found = [_set_prefix_space(x) for x in part]  # all of them, not only up to the first
+        return any(found)
+    if not isinstance(part, dict):
+        return False
+    if part.get("type") == "ByteLevel":
+        part["add_prefix_space"] = True
+        return True
+    return _set_prefix_space(part.get("pretokenizers"))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

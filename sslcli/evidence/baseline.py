@@ -50,7 +50,11 @@ def _tfidf(known: list[tuple[str, str]], texts: list[str]) -> tuple[str, list[st
     spaced = sum("\u4e00" <= c <= "\u9fff" for c in sample) < 0.2 * max(1, len(sample))
     ngrams = {"ngram_range": (1, 2)} if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
     vectors = TfidfVectorizer(sublinear_tf=True, **ngrams)
-    x, y = vectors.fit_transform(text for text, _ in known), [label for _, label in known]
+    y = [label for _, label in known]
+    try:
+        x = vectors.fit_transform(text for text, _ in known)
+    except ValueError:  # no text has a word of two letters
+        return "the most frequent label", [Counter(y).most_common(1)[0][0]] * len(texts)
     if len(set(y)) < 2:
         return "the only label", [y[0]] * len(texts)
     few = len(known) <= MANY

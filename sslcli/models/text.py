@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, GPT2Config, ModernBertConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from sslcli.core import Backbone, Batch
 from sslcli.data.tokenizer import Tokenizer, quiet_transformers
@@ -15,23 +16,8 @@ from sslcli.errors import BadCheckpoint, printable
 from sslcli.hf import attention
 from sslcli.hf.heads import AUTO, POOLED, Borrowed, Pooled, VocabularyHead
 
-DECODERS = {
-    "gpt2",
-    "gpt_neo",
-    "gpt_neox",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "phi",
-    "phi3",
-    "opt",
-    "falcon",
-    "smollm3",
-}
+# what only a causal language model's class exists for sees no later token
+DECODERS = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 
 class Text(Backbone):
@@ -96,6 +82,9 @@ class Text(Backbone):
         if kind != "sequence_classification" and isinstance(getattr(base, "pooler", None), nn.Module):
             base.pooler = None  # the first token's layer: saved, counted, and never trained
         text = base.config.get_text_config()
+        if getattr(text, "pad_token_id", None) is None:
+            end = getattr(text, "eos_token_id", None)
+            text.pad_token_id = end[0] if isinstance(end, list) else end  # as the tokenizer does: a classifier tells padding by it
         self.dim = int(text.hidden_size)
         self.family = str(base.config.model_type)
         self.decoder = self.family in DECODERS

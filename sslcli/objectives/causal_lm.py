@@ -20,12 +20,14 @@ class CausalLM(Objective):
     head_kind = "causal_lm"
 
     def __init__(self, model: Any, tokenizer: Tokenizer, length: int, *, within_documents: bool):
+        if not model.decoder:
+            what = "this model sees the whole text, so nothing is left to predict"
+            raise ValueError(f"{what}: causal_lm needs a decoder, as model=gpt_mini; objective=masked_lm trains this one")
         if tokenizer.end is None:
             raise ValueError("the tokenizer has no end-of-text token: causal_lm needs one between documents")
         super().__init__()
         self.length, self.end, self.within_documents = length, tokenizer.end, within_documents
         self.head = model.head("causal_lm")
-        self.wants_logits = False
 
     def rows(self, store: Store) -> Places:
         return block_places(store, self.length, extra=1)
@@ -47,7 +49,7 @@ class CausalLM(Objective):
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
         hidden = model.encode(batch).flatten(0, 1)[batch["where"]]  # [N, D]
-        if self.head.splits and not self.wants_logits:
+        if self.head.splits:
             loss, accuracy = linear_cross_entropy(self.head.features(hidden), self.head.weight, self.head.bias, batch["target"])
             return Output(loss, {"accuracy": accuracy})
         logits = self.head(hidden[None])[0]

@@ -19,7 +19,7 @@ from sslcli.losses import info_nce
 class SpanContrastive(Objective):
     """Two random spans of a document are positives, all other spans of the batch negatives: it teaches what documents are about."""
 
-    couples_rows = True
+    couples_rows, least = True, 2
     batch_size, row_length = 256, 64  # many short spans teach more than few long ones in the same time
 
     def __init__(
@@ -50,8 +50,6 @@ class SpanContrastive(Objective):
         if key not in self._rows:
             ends = len(self.prefix) + max(1, len(self.suffix))
             self._rows[key] = documents(store, self.shortest + ends)
-            if len(self._rows[key]) < 2:
-                raise ValueError(f"fewer than two documents have {self.shortest} tokens; lower objective.shortest")
         return self._rows[key]
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:

@@ -19,6 +19,7 @@ from sslcli.data.store import Store
 from sslcli.data.stream import in_order, to_device
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.errors import BadInput
+from sslcli.hf.heads import POOLED
 from sslcli.losses import ordinal_targets, settle
 
 PROBED, PROBE_TOKENS = 10_000, 16_384  # rows that the starting head is solved on, and tokens of one forward pass
@@ -51,6 +52,8 @@ class TextClassification(Task):
         super().__init__()
         self.class_weights: Tensor | None
         labelling, counts = facts["labelling"], facts["train"]["per_label"]  # `auto` was decided by the data
+        if head == "mlp" and model.family not in POOLED:
+            raise ValueError(f"head=mlp: models of the {model.family} family bring a classifier of their own; use head=linear")
         if labelling == "multi" and class_weights == "balanced":
             raise ValueError("class_weights=balanced and labelling=multi do not go together; use class_weights=none")
         if labelling in ("ordinal", "multi") and label_smoothing:
