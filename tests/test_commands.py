@@ -46,13 +46,17 @@ def test_an_extended_sweep_keeps_its_folders_apart(tmp_path: Path) -> None:
     _place(first, tmp_path)
     again = _jobs(["optimizer.lr=1e-5,3e-5", "seed=0,1,2"], tmp_path)
     _place(again, tmp_path)
-    places = {tuple(job.overrides): job.folder.name for job in again}
-    assert all(places[tuple(job.overrides)] == job.folder.name for job in first) and len(set(places.values())) == 6
+    places = {job.name: job.folder.name for job in again}
+    assert all(places[job.name] == job.folder.name for job in first) and len(set(places.values())) == 6
+    one = _jobs(["optimizer.lr=3e-5", "seed=1"], tmp_path)
+    _place(one, tmp_path)
+    assert one[0].folder == first[3].folder, "written otherwise, the same run"
 
 
-def test_evaluations_are_swept_too(ssl, labelled: Path) -> None:
+def test_evaluations_are_swept_too(ssl, labelled: Path, tmp_path: Path) -> None:
+    other = write_jsonl(tmp_path / "other.jsonl", rows(30, seed=2))
     assert ssl("finetune", f"data.train={labelled}", *QUICK, "run.dir=run").code == 0
-    done = ssl("evaluate", "-m", "run=run", f"data.test={labelled},{labelled}", "sweep.dir=sweep")
+    done = ssl("evaluate", "-m", "run=run", f"data.test={labelled},{other}", "sweep.dir=sweep")
     assert done.code == 0, done.err
     assert json.loads(Path("sweep/000/metrics.json").read_text())["test"]["accuracy"] >= 0
 

@@ -10,6 +10,7 @@ from sslcli.commands import Call
 from sslcli.commands.folder import claimed
 from sslcli.core import Adversary, Backbone, Objective, Term
 from sslcli.data import corpus
+from sslcli.data.store import Store
 from sslcli.data.stream import Stream
 from sslcli.data.text import TextData
 from sslcli.data.tokenizer import Recipe
@@ -61,11 +62,7 @@ def pretrain(
         # training
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
-        valid = prepared.stores.get("valid")
-        if valid is not None and (not valid.count or goal.rows(valid).count < goal.least):
-            call.screen.say("       valid is too small to judge by; the last weights are kept")
-            del prepared.stores["valid"]
-            valid = None
+        valid = _judgeable(goal, prepared.stores, call)
         judge = partial(held_out, goal, backbone, valid, replicas, engine.batch_size) if valid is not None else None
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
@@ -85,6 +82,16 @@ def pretrain(
         folder.save_model(backbone, getattr(goal, "head", None), words)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream)}
         return folder.finish(scores, receipts, HEADLINE)
+
+
+def _judgeable(goal: Objective, stores: dict[str, Store], call: Call) -> Store | None:
+    """The held-out part, if there is one and it has rows for this objective."""
+    valid = stores.get("valid")
+    if valid is not None and (not valid.count or goal.rows(valid).count < goal.least):
+        call.screen.say("       valid is too small to judge by; the last weights are kept")
+        del stores["valid"]
+        return None
+    return valid
 
 
 def _steps(stream: Stream) -> int:

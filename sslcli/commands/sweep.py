@@ -40,10 +40,11 @@ SCORES = ("accuracy", "macro_f1", "f1", "loss", "perplexity")
 
 @dataclass
 class Job:
-    number: int
+    name: str  # what it runs, however that was written
     choice: dict[str, str]  # the swept keys and this job's values
     overrides: list[str]
-    folder: Path
+    folder: Path  # the sweep's, until the job has one of its own
+    number: int = 0
     code: int | None = None
     seconds: float = 0.0
     scores: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +91,7 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
 def _jobs(overrides: Sequence[str], root: Path) -> list[Job]:
     """The cross product of all swept values, in the order in which they were written."""
     parser = OverridesParser.create()
-    axes: list[list[tuple[str, str | None, str]]] = []
+    axes: list[list[tuple[str, str, str, bool]]] = []  # the override, its key, its value, whether it is swept
     for text in overrides:
         try:
             parsed = parse(parser, text)
@@ -100,27 +101,26 @@ def _jobs(overrides: Sequence[str], root: Path) -> list[Job]:
             raise BadInput("run.dir: a sweep names its own folders; use sweep.dir=<folder>")
         if parsed.is_sweep_override():
             key = parsed.get_key_element()
-            values = [str(v) for v in parsed.sweep_string_iterator()]
-            axes.append([(f"{key}={v}", key, v) for v in values])
+            axes.append([(f"{key}={v}", key, str(v), True) for v in parsed.sweep_string_iterator()])
         else:
-            axes.append([(text, None, "")])
-    jobs = []
-    for number, combination in enumerate(itertools.product(*axes)):
-        choice = {key: value for _, key, value in combination if key}
-        folder = root / f"{number:03d}"
-        jobs.append(Job(number, choice, [text for text, *_ in combination], folder))
-    return jobs
+            axes.append([(text, parsed.get_key_element(), str(parsed.value()), False)])
+    jobs: dict[str, Job] = {}
+    for combination in itertools.product(*axes):
+        name = " ".join(f"{key}={value}" for _, key, value, _ in combination)
+        choice = {key: value for _, key, value, swept in combination if swept}
+        jobs.setdefault(name, Job(name, choice, [text for text, *_ in combination], root))
+    return list(jobs.values())
 
 
 def _place(jobs: Sequence[Job], root: Path) -> None:
     """A folder of its own for every combination, the one that it had before if this sweep goes on or was extended."""
     path = root / "jobs.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    taken = {tuple(overrides): int(number) for number, overrides in before.items()}
+    taken = {name: int(number) for number, name in before.items()}
     for job in jobs:
-        job.number = taken.setdefault(tuple(job.overrides), max(taken.values(), default=-1) + 1)
+        job.number = taken.setdefault(job.name, max(taken.values(), default=-1) + 1)
         job.folder = root / f"{job.number:03d}"
-    write_atomically(path, json.dumps({f"{n:03d}": list(o) for o, n in taken.items()}, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps({f"{n:03d}": name for name, n in taken.items()}, indent=2, ensure_ascii=False) + "\n")
 
 
 def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str], screen: Screen) -> None:
