@@ -72,6 +72,7 @@ class Objective(nn.Module, ABC):
     couples_rows: ClassVar[bool] = False  # True: rows of a batch are each other's negatives, so a batch is never cut in pieces
     batch_size: ClassVar[int] = 32  # examples of a step where the user names no number,
     row_length: ClassVar[int] = 128  # and tokens of a row
+    lr_times_width: ClassVar[float] = 0.13  # the default peak rate of fresh weights, for AdamW
     least: ClassVar[int] = 1  # rows without which there is nothing to learn
 
     @abstractmethod

@@ -199,11 +199,12 @@ class Optimizer:
 
 
 def default_lr(modules: nn.Module, kind: str) -> float:
-    """A peak rate for the width at hand: narrow networks take and need larger steps (Yang et al. 2022), fresh weights ten times those
-    of pretrained ones. Measured points: README."""
+    """A peak rate for the width at hand: narrow networks take and need larger steps (Yang et al. 2022), fresh weights larger ones than
+    pretrained ones. Measured points: README."""
     model = getattr(modules, "model", None)
     width, pretrained = getattr(model, "dim", 768), getattr(model, "loaded", {}).get("tensors", 0) > 0
-    rate = min(3e-3, 0.4 / width) * (0.1 if pretrained else 1.0)
+    fresh = max((getattr(m, "lr_times_width", 0.0) for m in modules.children()), default=0.0) or 0.13
+    rate = min(3e-3, (0.04 if pretrained else fresh) / width)
     return rate * {"adamw": 1.0, "adam": 1.0, "lion": 0.1, "muon": 1.0, "sgd": 100.0}[kind]
 
 

@@ -20,6 +20,7 @@ class SpanContrastive(Objective):
     """Two random spans of a document are positives, all other spans of the batch negatives: it teaches what documents are about."""
 
     couples_rows, least = True, 2
+    lr_times_width = 0.4
     batch_size, row_length = 256, 64  # many short spans teach more than few long ones in the same time
 
     def __init__(
