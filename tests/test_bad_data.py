@@ -68,6 +68,12 @@ def test_skipped_records_are_written_down_and_the_rest_is_used(ssl, tmp_path: Pa
     assert json.loads((tmp_path / "run" / "data.json").read_text())["train"]["examples"] == 10
 
 
+def test_a_column_named_as_its_role_is_it_however_bad_its_values(ssl, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": 5, "label": "y"}\n')
+    done = ssl("finetune", "data.train=data.jsonl", *TINY, "run.dir=run")
+    assert done.code == 2 and "data.jsonl:2: text is a number; expected text" in done.err, done.err
+
+
 def test_labels_of_later_splits_are_checked_against_the_first(ssl, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(f"{GOOD}\n{OTHER}\n")
     (tmp_path / "test.jsonl").write_text('{"text": "x y", "label": "zebra"}\n')

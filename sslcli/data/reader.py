@@ -136,7 +136,7 @@ def _claimed(name: str, roles: set[str]) -> bool:
 def _guess(role: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str | None:
     clean = {n.strip().lower(): n for n in reversed(names)}
     for name in NAMES[role]:
-        if name in clean and _fits(role, clean[name], records):
+        if name in clean and _fits(role, clean[name], records, 0.0):  # named so: what does not fit is a bad record
             return clean[name]
     fitting = [n for n in names if _fits(role, n, records)]
     if role == "text" and fitting:
@@ -144,10 +144,10 @@ def _guess(role: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]
     return fitting[0] if len(fitting) == 1 and role == "label" else None
 
 
-def _fits(role: str, column: str, records: Sequence[Mapping[str, Any]]) -> bool:
+def _fits(role: str, column: str, records: Sequence[Mapping[str, Any]], least: float = 0.5) -> bool:
     values = [r[column] for r in records if r.get(column) is not None]
     fitting = sum(_wrong_type(role, column, v) is None for v in values)
-    return bool(values) and fitting > 0.5 * len(values)
+    return bool(values) and fitting > least * len(values)
 
 
 def _wrong_type(role: str, column: str, value: Any) -> str | None:
