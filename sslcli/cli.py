@@ -86,7 +86,7 @@ def _flags(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "-v": "verbose",
         "--verbose": "verbose",
     }
-    valued = {"--cfg": "cfg", "-c": "cfg", "--config-dir": "folder", "-cd": "folder"}
+    valued = {"--cfg": "cfg", "-c": "cfg", "--config-dir": "folder", "-cd": "folder", "--preview": "preview"}
     flags: dict[str, Any] = {}
     overrides: list[str] = []
     waiting = iter(words)
@@ -135,5 +135,5 @@ def _run(verb: str, overrides: Sequence[str], flags: dict[str, Any], words: Sequ
 
         return launch([verb, *words, f"run.dir={tree['run']['dir']}"], devices)
     screen = Screen(flags.get("quiet", False), flags.get("verbose", False), silent=os.environ.get("RANK", "0") != "0")
-    screen.result(function(Call(config_yaml, overrides, screen, flags.get("dry_run", False)), **arguments))
+    screen.result(function(Call(config_yaml, overrides, screen, flags.get("dry_run", False), flags.get("preview")), **arguments))
     return 0

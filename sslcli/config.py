@@ -20,6 +20,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from sslcli.errors import BadInput, Unsafe, printable
 from sslcli.guard import guard, guard_folder, refuse_targets
 from sslcli.help import home
+from sslcli.primary import disagreement, plain, primary
 from sslcli.schema import suggest
 
 RESOLVERS = {"now", "oc.env"}
@@ -53,6 +54,9 @@ def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> 
     searched = [f"hydra.searchpath=[file://{folder.resolve()}]"] if folder else []
     choices = [o for o in parsed if o.key_or_group in groups and _choice_exists(o, groups, problems)]
     values = [o for o in parsed if o.key_or_group not in groups]
+    given = {o.key_or_group: o.value() for o in values}
+    source = given.get("run.dir") if given.get("resume") else given.get("from")
+    verb = primary(verb, [(o.key_or_group, o.value()) for o in choices], str(source) if source else None, folder)
     with initialize_config_dir(str(home()), version_base="1.3"):
         _allow_resolvers()
         base: Any = OmegaConf.to_container(_compose(verb, searched + [str(o.input_line) for o in choices]), resolve=False)
@@ -60,6 +64,8 @@ def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> 
         config = _compose(verb, searched + [str(o.input_line) for o in (*choices, *known)])
         tree = _resolve(config, problems)
     refuse_targets(tree)
+    problems += [p for p in (disagreement(tree),) if p]
+    tree = plain(tree)
     if tree.get("plugins") and not any(o.key_or_group == "plugins" for o in known):
         raise Unsafe("plugins: only the command line may name packages to import, never a file")
     return Composed(config, tree, problems)
@@ -109,7 +115,7 @@ def load(path: Path) -> dict[str, Any]:
     if problems:
         raise BadInput(f"{path}: " + "; ".join(problems))
     refuse_targets(tree)
-    return tree
+    return plain(tree)
 
 
 def parse(parser: OverridesParser, text: str) -> Override:

@@ -60,6 +60,7 @@ class Places:
     count: int
     lengths: np.ndarray | None = None
     width: int = 1  # of a row, in tokens, where all are alike
+    packed: bool = False  # the network skips padding: rows of a batch need not be alike in length
 
 
 class Objective(nn.Module, ABC):
@@ -122,6 +123,10 @@ class Task(Objective, ABC):
     def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
         """The prediction for an example, from those of its rows."""
 
+    def kept(self, prediction: Prediction) -> Any:
+        """What `score` needs of a prediction; all else is written down and forgotten."""
+        return prediction["prediction"]
+
     @abstractmethod
     def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
         """The field's standard scores of what was predicted (`prediction` of each example) against gold, aligned by position."""
@@ -147,11 +152,11 @@ class Export(Protocol):
 
     room: ClassVar[str] = "exports"
 
-    def write(self, model: Path, auto: Any, longest: int, folder: Path) -> None:
-        """From the run's `model/` (loaded by the transformers class `auto`) into an empty folder; rows are at most `longest` tokens."""
+    def write(self, graph: Any, folder: Path) -> None:
+        """A finished model (hf.graph.Graph) into an empty folder."""
 
-    def open(self, folder: Path) -> Callable[[Batch], np.ndarray]:
-        """What was written, as a function of `ids` and `mask` [B, T]."""
+    def open(self, graph: Any, folder: Path) -> Callable[[Sequence[Tensor]], np.ndarray]:
+        """What was written, as a function of the graph's inputs."""
 
 
 @dataclass

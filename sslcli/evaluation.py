@@ -60,7 +60,7 @@ def judge(task: Task, model: Backbone, store: Store, world: World, run: Run | No
                 example = json.loads(examples.text(i))
                 prediction = task.merge(parts[i], example["gold"])
                 gold.append(_interned(example["gold"]))
-                said.append(_interned(prediction["prediction"]))
+                said.append(_interned(task.kept(prediction)))
                 if file is not None:
                     file.write(json.dumps({"id": i, **example, **prediction}, ensure_ascii=False) + "\n")
     return task.score(said, gold)

@@ -25,6 +25,7 @@ ssl <command> --help lists its keys, choices and examples."""
 OPTIONS = """\
 options
   --dry-run          check everything (configuration, files, columns, labels, memory, disk), take two real steps, keep nothing
+  --preview FILE     draw pictures beside the views that training would make of them (PNG), and stop
   --cfg job          print the composed configuration and stop
   -m, --multirun     sweep: key=a,b runs every combination, each in a process of its own, and ends in one table
   --config-dir DIR   your own YAML files, as DIR/experiment/mine.yaml (then experiment=mine)

@@ -84,6 +84,84 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float, first: int = 0) 
     return F.cross_entropy(queries.float() @ keys.float().t() / temperature, target)
 
 
+def nt_xent(views: Tensor, everyone: Tensor, temperature: float, first: int = 0) -> tuple[Tensor, Tensor]:
+    """(NT-Xent, accuracy) of SimCLR (Chen et al. 2020): each of the pairs views [2, B, D] finds its partner among everyone [2, N, D].
+
+    All of unit length; picture i of `views` is picture `first + i` of `everyone`. A vector is never compared with itself.
+    """
+    pairs, others = views.shape[1], everyone.shape[1]
+    rows = torch.arange(pairs, device=views.device) + first
+    own, partner = torch.cat([rows, rows + others]), torch.cat([rows + others, rows])
+    scores = views.flatten(0, 1).float() @ everyone.flatten(0, 1).float().t() / temperature
+    scores = scores.scatter(1, own[:, None], -torch.inf)
+    return F.cross_entropy(scores, partner), (scores.detach().argmax(-1) == partner).float().mean()
+
+
+def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean of -cos over rows [B, D]; no gradient goes into `target`."""
+    return -F.cosine_similarity(predicted.float(), target.detach().float(), dim=-1).mean()
+
+
+def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(invariance, variance, covariance) of two views [B, D] (VICReg, Bardes et al. 2022, equations 1 to 5, as its code weighs them)."""
+    first, second = first.float(), second.float()
+    rows, width = first.shape
+    variance = covariance = torch.zeros((), device=first.device)
+    for view in (first, second):
+        centred = view - view.mean(0)
+        variance = variance + F.relu(1 - (centred.var(0) + 1e-4).sqrt()).mean() / 2
+        shared = centred.t() @ centred / (rows - 1)
+        covariance = covariance + (shared.square().sum() - shared.diagonal().square().sum()) / width
+    return F.mse_loss(first, second), variance, covariance
+
+
+def barlow_twins(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """(invariance, redundancy) of two views [B, D]: how far their cross-correlation is from one on the diagonal and from zero beside
+    it, both summed (Barlow Twins, Zbontar et al. 2021)."""
+    first, second = (F.batch_norm(x.float(), None, None, training=True) for x in (first, second))
+    shared = first.t() @ second / len(first)
+    diagonal = shared.diagonal()
+    return (diagonal - 1).square().sum(), shared.square().sum() - diagonal.square().sum()
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float, rounds: int) -> Tensor:
+    """Scores [B, K] to soft codes [B, K] that share the batch equally among the prototypes (Cuturi 2013; SwAV, Caron et al. 2020).
+
+    Rows sum to one; columns to B / K, the nearer the more rounds.
+    """
+    codes = ((scores.float() - scores.max()) / epsilon).exp()
+    rows, prototypes = codes.shape
+    for _ in range(rounds):
+        codes = codes / codes.sum(0, keepdim=True).clamp(min=TINY) / prototypes
+        codes = codes / codes.sum(1, keepdim=True).clamp(min=TINY) / rows
+    return codes * rows
+
+
+def across_views(targets: Sequence[Tensor], scores: Sequence[Tensor]) -> Tensor:
+    """Mean cross-entropy of every target [B, K] against the softmax of every view's scores [B, K] but its own, the one at its place."""
+    logs = [F.log_softmax(s.float(), -1) for s in scores]
+    total = sum(logs[1:], start=logs[0])
+    crossed = [(target * (total - own)).sum() for target, own in zip(targets, logs, strict=False)]
+    return -torch.stack(crossed).sum() / (len(targets) * (len(scores) - 1) * len(total))
+
+
+def gaussian_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) of each example, summed over all that it has (Kingma and Welling 2014): [B, ...] -> [B]."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
+
+
+def entropy(shares: Tensor) -> Tensor:
+    """Of distributions over the last axis, in nats."""
+    return -torch.special.xlogy(shares, shares).sum(-1)
+
+
+@torch.no_grad()
+def spread(vectors: Tensor) -> Tensor:
+    """Deviation of the directions [B, D] over the batch, times sqrt(D): 1 where they fill all of space, 0 where they are all one."""
+    return F.normalize(vectors.float(), dim=-1).std(0, correction=0).mean() * vectors.shape[1] ** 0.5
+
+
 def ordinal_targets(target: Tensor, classes: int) -> Tensor:
     """Soft labels that fall with the distance of ranks (SORD, Diaz and Marathe 2019): [B] -> [B, classes]."""
     ranks = torch.arange(classes, device=target.device)

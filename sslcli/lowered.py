@@ -64,6 +64,9 @@ class Lowered:
                 self._replace(module, partial(_look_up, module))
             elif type(module) is nn.LayerNorm and module.elementwise_affine:
                 self._replace(module, partial(_normalise, module))
+        for module in modules.modules():
+            if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and module.affine:
+                self._replace(module, partial(_standardise, module))
 
     def _replace(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
         module.forward = forward
@@ -85,6 +88,16 @@ def _normalise(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     if x.dtype != norm.weight.dtype:
         return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return _Normalise.apply(x, norm.weight, norm.bias, norm.eps)
+
+
+def _standardise(norm: Any, x: Tensor) -> Tensor:
+    """BatchNorm whose statistics, gain and bias are fp32 beside bf16 activations: the kernels want all of them alike."""
+    momentum, held = norm.momentum or 0.0, (norm.running_mean, norm.running_var)
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        momentum = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+    of_batch = norm.training or norm.running_mean is None
+    return F.batch_norm(x, *held, norm.weight.float(), norm.bias.float(), of_batch, momentum, norm.eps)
 
 
 def _add(master: Tensor, weight: Tensor) -> None:

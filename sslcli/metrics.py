@@ -69,6 +69,42 @@ def class_report(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> d
     return {k: _rounded(v) for k, v in report.items() if isinstance(v, dict)}
 
 
+def within(ranks: Sequence[int] | np.ndarray, at: Sequence[int], name: str) -> dict[str, Any]:
+    """Share of ranks (the best is 0) that are among the first k, for every k: top-k accuracy (`top`) or Recall@k (`recall@`)."""
+    ranks_ = np.asarray(ranks)
+    scores: dict[str, Any] = {}
+    for k in at:
+        hits = (ranks_ < k).astype(np.int64)
+        scores[f"{name}{k}"] = float(hits.mean())
+        scores[f"{name}{k}_interval"] = interval(hits[:, None], lambda s: s[:, 0] / len(ranks_))
+    return scores
+
+
+def calibration_error(confidence: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| in bins of equal width, weighed by how many are in each."""
+    confidence_, right_ = np.asarray(confidence, float), np.asarray(right, float)
+    at = np.clip(np.ceil(confidence_ * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(at, right_ - confidence_, bins)
+    return float(np.abs(gaps).sum() / len(confidence_))
+
+
+def average_precision(relevant: np.ndarray) -> np.ndarray:
+    """[Q] of which results are relevant, [Q, G] in the order in which they were found; 0 where none is."""
+    hits = np.cumsum(relevant, 1, dtype=np.int32)
+    found = hits[:, -1]
+    total = ((hits / np.arange(1, relevant.shape[1] + 1)) * relevant).sum(1)
+    return np.divide(total, found, out=np.zeros(len(relevant)), where=found > 0)
+
+
+def retrieval(
+    ranks: Sequence[int] | np.ndarray, precisions: Sequence[float] | np.ndarray, at: Sequence[int] = (1, 5, 10)
+) -> dict[str, Any]:
+    """Recall@k from the rank (0: first) of each query's first relevant result, and mAP from the queries' average precisions."""
+    parts = np.asarray(precisions, float)
+    mean = interval(np.round(parts, 3)[:, None], lambda s: s[:, 0] / len(parts))  # rounded: few kinds to draw from
+    return {**within(ranks, at, "recall@"), "map": float(parts.mean()), "map_interval": mean}
+
+
 def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """gold, guess [N, C] of 0 and 1: exact-match accuracy, micro- and macro-F1."""
     from sklearn.metrics import classification_report, f1_score
@@ -90,6 +126,14 @@ def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> di
         "micro_f1_interval": interval(np.stack([c.sum(1) for c in np.split(counts, 3, axis=1)], 1), _f1),
         "report": {k: _rounded(v) for k, v in report.items()},
     }
+
+
+def label_map(gold: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean over labels of the average precision of their probabilities [N, C], of those that occur in gold [N, C]."""
+    from sklearn.metrics import average_precision_score
+
+    occurs = gold.any(0)
+    return float(average_precision_score(gold[:, occurs], probabilities[:, occurs], average="macro")) if occurs.any() else 0.0
 
 
 def ordinal(gold: Sequence[int] | np.ndarray, guess: Sequence[int] | np.ndarray) -> dict[str, Any]:

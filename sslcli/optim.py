@@ -79,15 +79,16 @@ class Optimizer:
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         bad = (~torch.isfinite(norm)).float()
         self.refused += bad
-        if self.clip is not None:
-            scale = torch.clamp(self.clip / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_(grads, torch.where(bad > 0, torch.ones_like(scale), scale))
+        scale = torch.clamp(self.clip / (norm + 1e-6), max=1.0) if self.clip is not None else torch.ones_like(norm)
+        scale = torch.where(bad > 0, torch.ones_like(scale), scale)
+        if not self._step_on_device():
+            torch._foreach_mul_(grads, scale)
         rate = self.rate(step)
         for engine in self.engines:
             for group in engine.param_groups:
                 group["lr"] = rate * group["share"]
         if self._step_on_device() or not bad.item():
-            self._move(bad, step)
+            self._move(bad, 1 / scale, step)
         self.forget_gradients()
         return norm
 
@@ -110,9 +111,9 @@ class Optimizer:
         return all(getattr(e, "_step_supports_amp_scaling", False) for e in self.engines)
 
     @torch.no_grad()
-    def _move(self, bad: Tensor, step: int) -> None:
+    def _move(self, bad: Tensor, divisor: Tensor, step: int) -> None:
         for engine in self.engines:
-            engine.found_inf = bad
+            engine.found_inf, engine.grad_scale = bad, divisor  # fused kernels clip as they go: one pass over the gradients less
             engine.step()
         if self.low:
             torch._foreach_copy_(self.weights, self.masters)
@@ -161,7 +162,9 @@ class Optimizer:
                 parameter = places[name]
                 if id(parameter) in owned:
                     on_host = field == "step" and not parameter.is_cuda
-                    engine.state[parameter][field] = value.clone() if on_host else value.to(parameter.device).clone()
+                    # as the parameter lies in memory: fused kernels walk both alike
+                    laid = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+                    engine.state[parameter][field] = value.clone() if on_host else laid.to(parameter.device).copy_(value)
 
     @torch.no_grad()
     def set_weights(self, weights: dict[str, Tensor]) -> None:
@@ -223,7 +226,7 @@ def _groups(names: Sequence[str], masters: Sequence[Tensor], weight_decay: float
 
 
 def _depth(name: str) -> int | None:
-    found = re.search(r"\.(?:layers?|h|blocks?|encoder)\.(\d+)\.", name)
+    found = re.search(r"\.(?:layers?|h|blocks?|encoder|stages?)\.(\d+)\.", name)
     return int(found[1]) if found else None
 
 

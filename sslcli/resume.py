@@ -104,12 +104,14 @@ class Keeper:
         self.screen.say(f"resumed after step {standing.done:,} of {standing.steps:,}")
         return standing
 
-    def best_weights(self, standing: Standing, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-        """Those of the best evaluation; the last ones where nothing was evaluated (on rank 0: the others have what it has)."""
+    def best_weights(self, standing: Standing, optimizer: Optimizer, modules: nn.Module) -> dict[str, torch.Tensor]:
+        """Those of the best evaluation, with the statistics that go with them put back in `modules`; the last ones where nothing was
+        evaluated (on rank 0: the others have what it has)."""
         best = standing.best["step"]
         if best is None or best == standing.done or not self.world.leads:
             return optimizer.best_weights()
         found = checkpoint.exact(self.root / f"step-{best:08d}")
+        modules.load_state_dict(found.tensors("buffers"), strict=False)
         return found.tensors("average" if optimizer.average else "weights")
 
 

@@ -137,14 +137,19 @@ def words() -> dict:
     return made
 
 
-def parts(group: str, abstract: type) -> list:
-    """Every YAML of a group, checked and ready to build."""
+def parts(group: str, abstract: type, modality: str | None = "text") -> list:
+    """Every YAML of a group and modality, checked and ready to build."""
     from sslcli import schema
+    from sslcli.primary import modality_of
 
     found = []
     for path in sorted((CONFIGS / group).glob("*.yaml")):
         problems: list[str] = []
-        part = schema._check_part(group, abstract, yaml.safe_load(path.read_text()), (), problems)
+        node = yaml.safe_load(path.read_text())
+        if modality_of(group, path.stem, None) != modality:
+            continue
+        node = {k: v for k, v in node.items() if k not in ("defaults", "modality")}
+        part = schema._check_part(group, abstract, node, (), problems)
         assert not problems, (path, problems)
         found.append(pytest.param(part, id=path.stem))
     return found

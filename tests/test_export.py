@@ -68,9 +68,9 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(ssl, corpus, label
 
     plain = Hf.open
 
-    def open_(self, folder):
-        run = plain(self, folder)
-        return lambda batch: run(batch) + np.linspace(0, 1, 3, dtype=np.float32)
+    def open_(self, graph, folder):
+        run = plain(self, graph, folder)
+        return lambda inputs: run(inputs) + np.linspace(0, 1, 3, dtype=np.float32)
 
     monkeypatch.setattr(Hf, "open", open_)
     done = ssl("export", "run=run", "out=dist/out")

@@ -25,6 +25,7 @@ ARCHITECTURES = ("bert", "modernbert", "gpt2")
 def network(words: dict[bool, Tokenizer], architecture: str) -> tuple[Tokenizer, Text]:
     torch.manual_seed(0)
     tokenizer = words[architecture == "gpt2"]
+    tokenizer.length = 32
     return tokenizer, Text(tokenizer, architecture=architecture, **SMALL).eval()
 
 
@@ -44,7 +45,7 @@ def store(tmp_path: Path, words, request) -> Store:
 def masked(words, architecture: str = "bert", **more: object) -> tuple[MaskedLM, Text]:
     tokenizer, model = network(words, architecture)
     options = {"rate": 0.3, "masking": "token", "show_mask": 0.8, "show_random": 0.1, **more}
-    return MaskedLM(model, tokenizer, 32, **options).eval(), model
+    return MaskedLM(model, tokenizer, **options).eval(), model
 
 
 def batch_of(objective: Objective, store: Store, count: int = 24, epoch: int = 0) -> dict:
@@ -131,7 +132,7 @@ def test_the_masked_loss_is_the_librarys(words, store, architecture) -> None:
 def test_the_causal_loss_is_the_librarys(words, store) -> None:
     """Documents apart: each one alone through the library's model, token by token the same mean."""
     tokenizer, model = network(words, "gpt2")
-    objective = CausalLM(model, tokenizer, 32, within_documents=True).eval()
+    objective = CausalLM(model, tokenizer, within_documents=True).eval()
     batch = batch_of(objective, store, 6)
     hidden = model.encode(batch)
     total, count = 0.0, 0
@@ -155,10 +156,10 @@ def test_the_causal_loss_is_the_librarys(words, store) -> None:
 @pytest.mark.parametrize("store", [True], indirect=True)
 def test_no_target_crosses_a_document(words, store) -> None:
     tokenizer, model = network(words, "gpt2")
-    batch = batch_of(CausalLM(model, tokenizer, 32, within_documents=True), store)
+    batch = batch_of(CausalLM(model, tokenizer, within_documents=True), store)
     before = batch["ids"].flatten()[batch["where"]]
     assert not (before == tokenizer.end).any()
-    across = batch_of(CausalLM(model, tokenizer, 32, within_documents=False), store)
+    across = batch_of(CausalLM(model, tokenizer, within_documents=False), store)
     assert len(across["where"]) == across["ids"].numel() > len(batch["where"])
 
 
@@ -173,7 +174,7 @@ def test_perplexity_and_bits_per_byte_are_of_the_same_loss(ssl, corpus: Path) ->
 
 def test_spans_of_one_document_are_pairs(words, store) -> None:
     tokenizer, model = network(words, "bert")
-    objective = SpanContrastive(model, tokenizer, 24, temperature=0.1, shortest=4).eval()
+    objective = SpanContrastive(model, tokenizer, temperature=0.1, shortest=4).eval()
     chosen = np.arange(12)
     batch = objective.read(store, chosen, chance.keys(0, 0, chosen))
     assert len(batch["ids"]) == 24 and float(batch["weight"]) == 12
@@ -192,7 +193,7 @@ def test_spans_of_one_document_are_pairs(words, store) -> None:
 
 def objective_for(part, words, store_path: Path | None = None) -> tuple[Objective, Text]:
     tokenizer, model = network(words, "gpt2" if part.cls is CausalLM else "bert")
-    return part.build(model, tokenizer, 32), model
+    return part.build(model, tokenizer), model
 
 
 @pytest.mark.parametrize("part", parts("objective", Objective))
@@ -206,7 +207,7 @@ class TestEveryObjective:
             ids = [*tokenizer.prefix, *tokenizer.hf(text, add_special_tokens=False)["input_ids"], *(tokenizer.suffix or [tokenizer.end])]
             writer.append(1, {"ids": np.array([len(ids)])}, ids=np.array(ids))
         writer.finish()
-        return part.build(model, tokenizer, 32), model, Store(tmp_path)
+        return part.build(model, tokenizer), model, Store(tmp_path)
 
     def test_its_loss_is_finite_and_reaches_the_backbone(self, made) -> None:
         objective, model, store = made

@@ -44,7 +44,7 @@ def test_every_task_is_checked_by_its_signature(part) -> None:
     assert issubclass(part.cls, Task) and part.cls.metric and part.cls.coder(part.config).columns
 
 
-@pytest.mark.parametrize("part", parts("adversarial", Adversary))
+@pytest.mark.parametrize("part", parts("adversarial", Adversary, None))
 def test_every_adversary_yields_losses(part) -> None:
     outputs = list(part.build()(lambda: Output(torch.tensor(1.0, requires_grad=True)), None))
     assert outputs and all(o.loss.requires_grad for o in outputs)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sslcli.errors import BadInput
 from sslcli.log import Screen
+from sslcli.modality import Modality
 from sslcli.schema import Part
 
 T = TypeVar("T")
@@ -19,6 +21,7 @@ class Call:
     overrides: Sequence[str] = ()
     screen: Screen = field(default_factory=Screen)
     dry_run: bool = False
+    preview: str | None = None  # a file to draw to, instead of training
 
     def trainer(self, part: Part[T]) -> Part[T]:
         """The trainer as configured; for a dry run, one that takes two steps."""
@@ -26,6 +29,16 @@ class Call:
             return part
         two = {"steps": 2, "epochs": None, "time_limit": None, "eval_every": 2, "save_every": 2, "log_every": 1}
         return Part(part.path, part.cls, {**part.config, **two})
+
+    def drawn(self, source: Modality, processor: Any, store: Any) -> dict[str, Any]:
+        """What `--preview` asked for."""
+        path = Path(str(self.preview))
+        try:
+            source.preview(path, processor, store)
+        except NotImplementedError as error:
+            raise BadInput("--preview: draws views of pictures; this run has none") from error
+        self.screen.say(f"views of the first epoch: {path}")
+        return {"preview": str(path)}
 
     def refuse_both(self, one: str, other: str, why: str) -> None:
         """Two keys that contradict each other, both given on the command line."""

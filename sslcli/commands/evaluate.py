@@ -11,11 +11,11 @@ from sslcli.commands.finetune import HEADLINE as TASK_SCORES
 from sslcli.commands.finished import Finished
 from sslcli.commands.folder import claimed
 from sslcli.commands.pretrain import HEADLINE as CORPUS_SCORES
-from sslcli.data import corpus, examples
-from sslcli.data.text import TextData, Where
+from sslcli.data.text import Where
 from sslcli.distributed import world
 from sslcli.errors import BadInput
 from sslcli.evaluation import held_out, judge
+from sslcli.modality import Modality
 from sslcli.run import Run
 from sslcli.schema import Part
 
@@ -27,35 +27,35 @@ class OtherData:
 
     def __init__(
         self,
-        own: TextData,
+        own: Modality,
         *,
         test: Where,
-        columns: dict[Literal["text", "label", "tokens", "tags"], str | None],
+        columns: dict[Literal["text", "label", "tokens", "tags", "image"], str | None],
         encoding: str | None,
         delimiter: str | None,
         on_bad_record: Literal["fail", "skip"] | None,
     ):
         self.data = own
-        own.test = test if test is not None else own.test
+        given = {"test": test, "encoding": encoding, "delimiter": delimiter, "on_bad_record": on_bad_record}
+        for key, value in given.items():
+            if value is not None:
+                setattr(own, key, value)
         own.columns = {**own.columns, **{role: name for role, name in columns.items() if name is not None}}
-        own.encoding, own.delimiter = encoding or own.encoding, delimiter or own.delimiter
-        own.on_bad_record = on_bad_record or own.on_bad_record
 
 
 def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, plugins: list[str]) -> dict[str, Any]:
     finished = Finished.open(Path(run), plugins)
     own = finished.data.build(finished.seed)
     source = data.build(own).data
-    split = "test" if data.config["test"] is not None or own.source("test", False) is not None else "valid"
+    split = "test" if data.config["test"] is not None or own.has_test else "valid"
     target = Run(dir=out or f"{run}-evaluate-{time.strftime('%Y%m%d-%H%M%S')}", keep=1)
     with world(1) as replicas, claimed(call, target, False) as folder:
-        # the data, in the words of the model
+        # the data, as the model sees it
         if finished.verb == "finetune":
-            coder = type(finished.goal).coder({"labelling": finished.facts.get("labelling", "auto")})  # type: ignore[attr-defined]
-            prepared = examples.prepare(source, coder, finished.tokenizer, finished.limit, finished.labels, only=split)
+            prepared = source.examples(finished.coder, finished.processor, finished.labels, only=split)
         else:
-            prepared = corpus.prepare(source, finished.tokenizer, only=split)
-        folder.data(prepared, finished.limit, True)
+            prepared = source.corpus(finished.processor, lambda _: None, only=split)
+        folder.data(source, prepared, finished.processor.length)
         if split not in prepared.stores:
             raise BadInput("data.test: missing; name the data to evaluate on")
         if finished.goal.rows(prepared.stores[split]).count < finished.goal.least:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,6 @@ from sslcli.commands.finished import Finished
 from sslcli.commands.folder import NOTHING_KEPT
 from sslcli.core import Export
 from sslcli.errors import BadCheckpoint, BadInput, printable
-from sslcli.hf.heads import AUTO
 from sslcli.run import storage
 from sslcli.schema import find
 
@@ -28,7 +27,7 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise BadInput(f"out={printable(out)}: already holds files; choose another folder")
     finished = Finished.open(Path(run), plugins)
-    own = finished.rows(rows)
+    source = finished.data.build(finished.seed)
     making = target.with_name(f".{target.name}.tmp")
     with storage(target.parent):
         shutil.rmtree(making, ignore_errors=True)
@@ -36,9 +35,11 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
     try:
         # write it, then run what was written
         exported = kind()
-        exported.write(finished.dir / "model", AUTO.get(finished.goal.head_kind or ""), finished.limit, making)
-        agreement = _compare(finished, exported, making, own)
-        facts = {"format": format, "run": run, "max_length": finished.limit, "labels": finished.labels, "agreement": agreement}
+        graph = source.graph(finished.dir / "model", finished.goal.head_kind, finished.processor.length)
+        exported.write(graph, making)
+        own = source.sample(finished.dir, rows, finished.processor, finished.coder)
+        agreement = _compare(finished, exported.open(graph, making), own)
+        facts = {"format": format, "run": run, "max_length": finished.processor.length, "labels": finished.labels, "agreement": agreement}
         (making / "ssl_export.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if call.dry_run:
             call.screen.say(NOTHING_KEPT)
@@ -57,21 +58,18 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
     return {"out": str(target), "bytes": size, **facts}
 
 
-def _compare(finished: Finished, exported: Export, folder: Path, own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The exported model, fed by the exported tokenizer, against the trained one: scores and, for a task, its recorded predictions."""
+def _compare(finished: Finished, run: Callable[[Sequence[torch.Tensor]], np.ndarray], own: Iterable[Any]) -> dict[str, Any]:
+    """The exported model against the trained one, on the run's own rows: scores and, for a task, its recorded predictions."""
     worst, labels_differ, seen = 0.0, 0, 0
-    run = exported.open(folder)
-    for start in range(0, len(own), 16):
-        part = own[start : start + 16]
-        batch = finished.encode([row["input"] for row in part])
-        trained, got = _scores(finished, finished.logits(batch)), _scores(finished, torch.from_numpy(run(batch)))
-        inside = batch["mask"] if trained.ndim == 3 else torch.ones(len(trained), dtype=torch.bool)
+    for batch, tensors, recorded in own:
+        trained, got = _scores(finished, finished.logits(batch)), _scores(finished, torch.from_numpy(run(tensors)))
+        inside = batch["mask"] if trained.ndim == 3 and "mask" in batch else torch.ones(trained.shape[:-1], dtype=torch.bool)
         worst = max(worst, float((trained - got)[inside].abs().max()))
         top = trained.topk(2, -1).values
         clear = (top[..., 0] - top[..., 1] > TOLERANCE) & inside
         labels_differ += int((trained.argmax(-1) != got.argmax(-1))[clear].sum())
-        labels_differ += _recorded(finished, part, got, clear)
-        seen += len(part)
+        labels_differ += _recorded(finished, recorded, got, clear)
+        seen += len(trained)
     if worst > TOLERANCE or labels_differ:
         what = f"largest difference {worst:.1e}, {labels_differ} labels differ on {seen} rows"
         raise BadCheckpoint(f"the exported model does not agree with the trained one ({what}); nothing was written")
@@ -80,15 +78,15 @@ def _compare(finished: Finished, exported: Export, folder: Path, own: Sequence[M
 
 def _scores(finished: Finished, values: torch.Tensor) -> torch.Tensor:
     """In a scale where a difference of TOLERANCE matters: probabilities where there are classes, else vectors of unit length."""
-    if not hasattr(finished.goal, "head"):
+    if not finished.has_head:
         return torch.nn.functional.normalize(values.float(), dim=-1)
     return values.float().sigmoid() if finished.facts.get("labelling") == "multi" else values.float().softmax(-1)
 
 
-def _recorded(finished: Finished, part: Sequence[Mapping[str, Any]], got: torch.Tensor, clear: torch.Tensor) -> int:
-    """Predictions that the run wrote down while it was scored, and that the export does not repeat (single labels, whole texts)."""
+def _recorded(finished: Finished, recorded: Sequence[Mapping[str, Any]], got: torch.Tensor, clear: torch.Tensor) -> int:
+    """Predictions that the run wrote down while it was scored, and that the export does not repeat (single labels, whole inputs)."""
     if finished.verb != "finetune" or got.ndim != 2 or finished.facts.get("labelling") == "multi":
         return 0
     guess = np.array(finished.labels)[got.argmax(-1).numpy()]
-    lengths = [len(ids) for ids in finished.tokenizer.hf([row["input"] for row in part])["input_ids"]]
-    return sum(g != row["prediction"] and bool(c) and n <= finished.limit for g, row, c, n in zip(guess, part, clear, lengths, strict=True))
+    rows = zip(guess, recorded, clear, strict=True)
+    return sum("prediction" in row and g != row["prediction"] and bool(c) for g, row, c in rows)

@@ -1,38 +1,42 @@
 """`ssl finetune`: one task over labelled examples, from a pretrained model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sslcli.build import Modules, Moved, backbone_of, length_of, parameters, tokenizer_of
+from sslcli.augment import Augment
+from sslcli.build import Modules, Moved, parameters
 from sslcli.commands import Call
 from sslcli.commands.folder import claimed
-from sslcli.core import Adversary, Backbone, Batch, Task, Term
-from sslcli.data import examples
+from sslcli.core import Adversary, Backbone, Task, Term
 from sslcli.data.store import Store
 from sslcli.data.stream import Stream
-from sslcli.data.text import TextData
-from sslcli.data.tokenizer import Recipe, Tokenizer
+from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
 from sslcli.evaluation import judge
 from sslcli.evidence.baseline import baseline as cheap
+from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
 from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
 PASSES, LEAST = 3, 100  # over the data, and steps, where the user names neither steps nor epochs
-HEADLINE = ("accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1")
+HEADLINE = (
+    *("top1", "top5", "accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1", "ece"),
+    *("recall@1", "recall@5", "recall@10", "map"),
+)
 
 
 def finetune(
     call: Call,
     *,
     run: Part[Run],
-    data: Part[TextData],
-    tokenizer: Part[Recipe],
+    data: Part[Modality],
+    tokenizer: Part[Recipe] | None,
+    augment: Part[Augment] | None,
     model: Part[Backbone] | None,
     task: Part[Task],
     adversarial: Part[Adversary],
@@ -49,20 +53,20 @@ def finetune(
     call.refuse_both("from", "model", "from= brings its own model (init=random trains its architecture from scratch)")
     call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
-        # the network, and the examples in its words
+        # the network, and the examples as it sees them
         source = data.build(seed)
         coder = task.cls.coder(task.config)
-        words = tokenizer_of(from_, tokenizer, source, model, coder.columns, call.screen.say)
-        words = words.for_words() if "tokens" in coder.columns else words
-        backbone = backbone_of(from_, model, words, task.cls.head_kind, seed, dropout, init == "random")
-        length = length_of(source, backbone, task.cls.row_length)
-        prepared = examples.prepare(source, coder, words, length)
-        folder.data(prepared, length, source.allow_changed)
+        first = Start(from_, task.cls.head_kind, task.cls.row_length, coder.columns, seed, dropout, init == "random")
+        processor, backbone = source.start(first, model, tokenizer, augment, call.screen.say)
+        prepared = source.examples(coder, processor)
+        folder.data(source, prepared, processor.length)
+        if call.preview:
+            return call.drawn(source, processor, prepared.stores["train"])
 
         # the task
-        goal = task.build(backbone, words, prepared.labels, prepared.facts)
+        goal = task.build(backbone, processor, prepared.labels, prepared.facts)
         modules = Modules(backbone, task=goal)
-        folder.model(backbone, words, parameters(modules))
+        folder.model(backbone, processor, parameters(modules))
 
         # training
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
@@ -73,25 +77,15 @@ def finetune(
         watch = partial(judge, goal, backbone, valid, replicas) if valid is not None else None
         facts = engine.fit(modules, [term], optimizer, watch, valid.count if valid else 0, _steps, folder.resume)
         if call.dry_run:
-            return folder.dry_end(engine, modules, facts, _example(stream.batches(0)[0], words, prepared.labels))
+            return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, prepared.labels))
 
         # what stays
         modules.eval()
-        folder.save_model(backbone, goal.head, words, prepared.labels, prepared.facts.get("labelling") == "multi")
+        folder.save_model(source, backbone, goal.head, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
         scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, baseline)}
+        if replicas.leads and len(scores) > 1:
+            folder.pictures(source, goal, backbone, prepared.stores["test" if "test" in scores else "valid"])
         return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
-
-
-def _example(batch: Batch, words: Tokenizer, labels: Sequence[str]) -> str:
-    """The first row as the network sees it, and what it should say: the label, the labels, or a tag at every first subword."""
-    real = batch["mask"][0] if "mask" in batch else slice(None)
-    tokens = words.hf.convert_ids_to_tokens(batch["ids"][0][real].tolist())
-    label = batch["label"][0]
-    if not label.ndim:
-        return f"{' '.join(tokens)} -> {labels[int(label)]}"
-    if "word" in batch:  # a label a token
-        return " ".join(t if y < 0 else f"{t}/{labels[y]}" for t, y in zip(tokens, label[real].tolist(), strict=True))
-    return f"{' '.join(tokens)} -> {', '.join(labels[i] for i in label.nonzero().flatten().tolist()) or 'no label'}"
 
 
 def _scores(task: Task, model: Backbone, stores: Mapping[str, Store], replicas: World, run: Run, baseline: bool) -> dict[str, Any]:

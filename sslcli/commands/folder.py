@@ -13,11 +13,9 @@ from torch import nn
 from sslcli import checkpoint, device
 from sslcli.commands import Call
 from sslcli.data.text import Prepared
-from sslcli.data.tokenizer import Tokenizer
 from sslcli.errors import BadInput, printable
-from sslcli.hf.heads import assemble
 from sslcli.log import duration, shown
-from sslcli.models.text import Text
+from sslcli.modality import Modality, Processor
 from sslcli.run import Run, storage
 from sslcli.trainer import Trainer
 
@@ -33,13 +31,14 @@ class Folder:
     run: Run
     call: Call
     resume: bool
+    drawn: Sequence[str] = ()  # pictures in the folder
 
-    def data(self, prepared: Prepared, row_length: int, allow_changed: bool) -> None:
+    def data(self, source: Modality, prepared: Prepared, row_length: int) -> None:
         """Say what the data is; on a resume, refuse data that is not the same."""
         import json
 
         path, facts = self.run.dir / "data.json", prepared.facts
-        if self.resume and path.exists() and not allow_changed:
+        if self.resume and path.exists() and not source.allow_changed:
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = _changed(before.get("files", {}), facts["files"])
             if changed:
@@ -64,22 +63,30 @@ class Folder:
                 self.call.screen.warn(
                     f"{split}: {f['cut_rows']:,} of {f['examples']:,} texts are longer than a row: {what} (data.too_long, data.max_length)"
                 )
+            for remark in source.remarks(facts.get(split, {}).get("counted", {})):
+                self.call.screen.warn(f"{split}: {remark}")
         if facts.get("mended_tags"):
             self.call.screen.warn(f"{facts['mended_tags']:,} tags began an entity with I; read as B (conlleval's rule)")
         if prepared.bad:
             self.call.screen.warn(f"{len(prepared.bad):,} bad records left out; they are in {self.run.dir / 'bad_records.jsonl'}")
 
-    def model(self, model: Text, tokenizer: Tokenizer, sizes: Mapping[str, int]) -> None:
+    def model(self, model: Any, processor: Processor, sizes: Mapping[str, int]) -> None:
         loaded = model.loaded
         origin = (
             f"{loaded['tensors']} of {loaded['of']} tensors from {loaded['from']}, {len(loaded['new'])} new"
             if loaded["from"]
             else "untrained"
         )
-        self.call.screen.say(f"model  {model.family}, {sizes['parameters'] / 1e6:,.1f}M parameters ({origin}), {tokenizer.size:,} tokens")
+        self.call.screen.say(f"model  {model.family}, {sizes['parameters'] / 1e6:,.1f}M parameters ({origin}), {processor.said}")
 
     def save_model(
-        self, model: Text, head: nn.Module | None, tokenizer: Tokenizer, labels: Sequence[str] | None = None, multi: bool = False
+        self,
+        source: Modality,
+        model: Any,
+        head: nn.Module | None,
+        processor: Processor,
+        labels: Sequence[str] | None = None,
+        multi: bool = False,
     ) -> None:
         """`model/`, which plain transformers loads: written beside and renamed, so that it is whole or not there."""
         if not self.run.writes:
@@ -87,9 +94,16 @@ class Folder:
         making, final = self.run.dir / ".model.tmp", self.run.dir / "model"
         with storage(self.run.dir):
             shutil.rmtree(making, ignore_errors=True)
-            write_model(making, model, head, tokenizer, labels, multi)
+            source.save(making, model, head, processor, labels, multi)
             shutil.rmtree(final, ignore_errors=True)
             making.rename(final)
+
+    def pictures(self, source: Modality, goal: Any, model: Any, store: Any) -> None:
+        with storage(self.run.dir):
+            drawn, missing = source.album(self.run.dir, goal, model, store)
+        self.drawn = drawn
+        if missing:
+            self.call.screen.warn(missing)
 
     def finish(self, scores: dict[str, Any], receipts: dict[str, Any], headline: Sequence[str]) -> dict[str, Any]:
         """metrics.json, receipts.json, the final table, and where all of it is."""
@@ -126,7 +140,7 @@ class Folder:
         if self.call.dry_run:
             self.call.screen.say(NOTHING_KEPT)
             return scores
-        for name in ("model", "metrics.json", "predictions.jsonl"):
+        for name in ("model", "metrics.json", "predictions.jsonl", *self.drawn):
             if (self.run.dir / name).exists():
                 self.call.screen.say(f"{name:18} {self.run.dir / name}")
         return {"run": str(self.run.dir), **scores}
@@ -172,16 +186,10 @@ class Folder:
         return report
 
 
-def write_model(folder: Path, model: Text, head: nn.Module | None, tokenizer: Tokenizer, labels: Sequence[str] | None, multi: bool) -> None:
-    full = assemble(model.base, head, list(labels) if labels else None, multi)
-    full.save_pretrained(folder)
-    tokenizer.save(folder)
-
-
 @contextlib.contextmanager
 def claimed(call: Call, run: Run, resume: bool) -> Iterator[Folder]:
     """The run folder; for a dry run, one that is gone afterwards."""
-    if call.dry_run:
+    if call.dry_run or call.preview:
         if not resume:
             run.refuse_if_used()
         beside = next(p for p in (run.dir, *run.dir.absolute().parents) if p.is_dir())  # its disk is the one to measure
@@ -201,6 +209,8 @@ def _counts(facts: Mapping[str, Any]) -> str:
         unknown = f", {facts['unknown'] / max(1, facts['tokens']):.2%} unknown" if facts["unknown"] else ""
         return f"{facts['documents']:,} documents, {facts['bytes'] / 1e6:,.1f} MB, {facts['tokens']:,} tokens{unknown}"
     labels = f", {len(facts['per_label'])} labels" if facts.get("per_label") else ""
+    if "pixels" in facts:
+        return f"{facts['examples']:,} pictures{labels}"
     return f"{facts['examples']:,} examples{labels}, {facts['tokens']:,} tokens"
 
 

@@ -1,36 +1,40 @@
 """`ssl pretrain`: one self-supervised objective over an unlabelled corpus."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sslcli.build import Modules, Moved, backbone_of, length_of, parameters, tokenizer_of
+from sslcli.augment import Augment
+from sslcli.build import Modules, Moved, parameters
 from sslcli.commands import Call
 from sslcli.commands.folder import claimed
 from sslcli.core import Adversary, Backbone, Objective, Term
-from sslcli.data import corpus
 from sslcli.data.store import Store
 from sslcli.data.stream import Stream
-from sslcli.data.text import TextData
 from sslcli.data.tokenizer import Recipe
-from sslcli.distributed import world
+from sslcli.distributed import World, world
 from sslcli.evaluation import held_out
+from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
 from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
 LEAST = 600  # steps, where the user names no number and one pass over the corpus is shorter
-HEADLINE = ("loss", "masked_accuracy", "token_accuracy", "perplexity", "bits_per_byte", "retrieval_accuracy")
+HEADLINE = (
+    *("loss", "masked_accuracy", "token_accuracy", "perplexity", "bits_per_byte", "retrieval_accuracy", "contrastive_accuracy"),
+    *("knn", "probe"),
+)
 
 
 def pretrain(
     call: Call,
     *,
     run: Part[Run],
-    data: Part[TextData],
-    tokenizer: Part[Recipe],
+    data: Part[Modality],
+    tokenizer: Part[Recipe] | None,
+    augment: Part[Augment] | None,
     model: Part[Backbone] | None,
     objective: Part[Objective],
     adversarial: Part[Adversary],
@@ -44,44 +48,63 @@ def pretrain(
     call.refuse_both("from", "model", "from= brings its own model")
     call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
-        # the network, and the corpus in its words
+        # the network, and the corpus as it sees it
         source = data.build(seed)
-        words = tokenizer_of(from_, tokenizer, source, model, ("text",), call.screen.say)
-        backbone = backbone_of(from_, None if from_ else model, words, objective.cls.head_kind, seed)
-        length = length_of(source, backbone, objective.cls.row_length)
+        kind = objective.cls
+        first = Start(from_, kind.head_kind, kind.row_length, source.unlabelled, seed, views=getattr(kind, "least_views", 1))
+        processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
         with call.screen.progress("preparing", None) as bar:
-            prepared = corpus.prepare(source, words, lambda done: bar.update(done, f"{done / 1e6:,.1f} MB of text"))
-
-        folder.data(prepared, length, source.allow_changed)
+            prepared = source.corpus(processor, lambda done: bar.update(done, source.prepared(done)))
+        folder.data(source, prepared, processor.length)
+        if call.preview:
+            return call.drawn(source, processor, prepared.stores["train"])
+        seen, doubt = source.views(processor, prepared.stores["train"])
+        if doubt:
+            call.screen.warn(doubt)
 
         # what it learns
-        goal = objective.build(backbone, words, length)
+        goal = objective.build(backbone, processor)
         modules = Modules(backbone, objective=goal)
-        folder.model(backbone, words, parameters(modules))
+        folder.model(backbone, processor, parameters(modules))
 
         # training
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
         valid = _judgeable(goal, prepared.stores, call)
-        judge = partial(held_out, goal, backbone, valid, replicas, engine.batch_size) if valid is not None else None
+        judge = _judge(goal, backbone, valid, replicas, engine.batch_size, source.watch(processor, valid)) if valid is not None else None
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
         facts = engine.fit(modules, [term], optimizer, judge, goal.rows(valid).count if valid else 0, _steps, folder.resume)
         if call.dry_run:
-            shown = words.hf.convert_ids_to_tokens(stream.batches(0)[0]["ids"][0].tolist())
-            return folder.dry_end(engine, modules, facts, " ".join(shown))
+            return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, ()))
 
         # what stays
-        if stream.places.lengths is None:
+        if stream.places.width > 1:
             facts["tokens_per_second"] = round(facts["examples_per_second"] * stream.places.width, 1)
         scores: dict[str, Any] = {"train": facts}
         for split in ("valid", "test"):
             if split in prepared.stores and prepared.stores[split].count:
                 modules.eval()
                 scores[split] = held_out(goal, backbone, prepared.stores[split], replicas, engine.batch_size)
-        folder.save_model(backbone, getattr(goal, "head", None), words)
-        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream)}
+                scores[split] |= source.transfer(backbone, processor, prepared.stores["train"], prepared.stores[split])
+        folder.save_model(source, backbone, getattr(goal, "head", None), processor)
+        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **seen}
+        if replicas.leads:
+            folder.pictures(source, goal, backbone, prepared.stores.get("test") or valid or prepared.stores["train"])
         return folder.finish(scores, receipts, HEADLINE)
+
+
+def _judge(goal: Objective, model: Backbone, valid: Store, replicas: World, batch_size: int, watch: Any) -> Callable[[], dict[str, Any]]:
+    """Held-out losses, and what the features are worth where somebody looks; labels, where there are any, then choose the checkpoint."""
+    if watch is not None and watch.metric:
+        goal.metric, goal.higher_is_better = watch.metric, True  # type: ignore[misc]
+
+    def judge() -> dict[str, Any]:
+        scores = held_out(goal, model, valid, replicas, batch_size)
+        seen = watch(model) if watch is not None and replicas.leads else {}
+        return {**scores, **dict(replicas.gather(list(seen.items()))[0])}
+
+    return judge
 
 
 def _judgeable(goal: Objective, stores: dict[str, Store], call: Call) -> Store | None:

@@ -11,7 +11,7 @@ from sslcli.data.lines import Bad
 from sslcli.errors import Unsafe, printable
 
 MAX_RATIO, SMALL = 200, 64_000_000
-ROWS = 1024
+ROWS, PORTION = 1024, 32_000_000  # rows and bytes, about, that are unpacked together
 
 
 def records(path: Path, columns: list[str] | None) -> Iterator[tuple[int, dict[str, Any]] | Bad]:
@@ -35,14 +35,15 @@ def records(path: Path, columns: list[str] | None) -> Iterator[tuple[int, dict[s
 def _rows(file: Any, columns: list[str] | None) -> Iterator[tuple[int, dict[str, Any]] | Bad]:
     number = 0
     for group in range(file.metadata.num_row_groups):
-        first = number
+        first, meta = number, file.metadata.row_group(group)
+        rows = max(1, min(ROWS, PORTION * meta.num_rows // max(1, meta.total_byte_size)))
         try:
-            for batch in file.iter_batches(ROWS, row_groups=[group], columns=columns):
+            for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
         except (pa.ArrowInvalid, OSError) as error:
-            number = first + file.metadata.row_group(group).num_rows
+            number = first + meta.num_rows
             column = _broken_column(file, group, columns)
             yield Bad(
                 first + 1,

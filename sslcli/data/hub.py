@@ -24,7 +24,7 @@ class Hub:
         problem: Exception | None = None
         for repository, config in _readings(name):
             try:
-                return load_dataset(repository, config, split=self.split)
+                return _undecoded(load_dataset(repository, config, split=self.split))
             except Exception as error:  # the library raises its own, requests', pyarrow's and plain ValueErrors alike
                 problem = problem or error
         first = printable(str(problem).splitlines()[0] if str(problem) else type(problem).__name__, 160)
@@ -43,6 +43,16 @@ class Hub:
 
     def fingerprint(self) -> list[dict[str, Any]]:
         return [{"file": self.spec, "rows": len(self._data), "sha256": str(self._data._fingerprint)}]
+
+
+def _undecoded(data: Any) -> Any:
+    """Pictures as the bytes of their files: what is decoded is decoded by our own rule."""
+    from datasets import Image
+
+    for column, feature in data.features.items():
+        if isinstance(feature, Image):
+            data = data.cast_column(column, Image(decode=False))
+    return data
 
 
 def _readings(name: str) -> list[tuple[str, str | None]]:

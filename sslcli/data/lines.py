@@ -20,12 +20,13 @@ BOMS = {
 
 @dataclass(frozen=True)
 class Bad:
-    """A record (or the rest of a file, when `fatal`) that cannot be read: what is wrong and what to do."""
+    """A record (or the rest of a file, when `fatal`) that cannot be read: what is wrong and what to do. `unsafe`: it must not be."""
 
     record: int | None
     reason: str
     byte: int | None = None
     fatal: bool = False
+    unsafe: bool = False
 
 
 class Unreadable(Exception):

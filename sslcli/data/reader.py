@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
+from sslcli.data.header import SUFFIXES, kind_of
 from sslcli.data.lines import Bad
 from sslcli.data.source import Source
-from sslcli.errors import BadInput, at, printable
+from sslcli.errors import BadInput, Unsafe, at, printable
 
 NAMES = {
     "text": "text sentence content body review comment document utterance message question passage article tweet query title abstract "
@@ -15,6 +17,7 @@ NAMES = {
     "label": "label labels category class intent sentiment topic target tag y 标签 类别 分类".split(),
     "tokens": "tokens words".split(),
     "tags": "tags ner_tags labels ner tag".split(),
+    "image": "image img picture photo image_path img_path filepath file_path filename file_name path file images 图片 图像".split(),
 }
 LISTED = 20  # bad records named one by one; the rest is counted
 MAX_BAD, MIN_BAD = 0.001, 10  # `skip` gives up beyond this share, or this many in small data
@@ -34,14 +37,15 @@ class Reader:
         columns: Mapping[str, str | None],
         policy: Literal["fail", "skip"],
         allow_empty: bool,
+        optional: Sequence[str] = (),
     ):
         self.key, self.source, self.policy, self.allow_empty = key, source, policy, allow_empty
         self.bad: list[tuple[str, Bad]] = []
         self.read = 0
         self.kinds: dict[str, tuple[str, str]] = {}  # role -> its type, and where it was first seen
-        self.columns = self._choose(roles, columns)
+        self.columns = self._choose(roles, columns, optional)
 
-    def __iter__(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    def __iter__(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         self.bad, self.read, self.kinds = [], 0, {}
         for item in self.source.records():
             if isinstance(item[1], Bad):
@@ -56,35 +60,20 @@ class Reader:
                 continue
             yield file, number, {role: record[column] for role, column in self.columns.items()}
 
-    def reject(self, file: str, record: int, reason: str) -> None:
+    def reject(self, file: str, record: int | None, reason: str) -> None:
         """A later check (an unknown label, a broken tag sequence) found this record bad."""
         self.bad.append((file, Bad(record, reason)))
 
     def finish(self) -> list[dict[str, Any]]:
         """Raise if the bad records are too many for the policy; else return them for bad_records.jsonl."""
-        fatal = any(b.fatal for _, b in self.bad)
-        allowed = 0 if self.policy == "fail" else max(MIN_BAD, int(MAX_BAD * self.read))
-        if fatal or len(self.bad) > allowed:
-            lines = [f"{at(file, bad.record, bad.byte)}: {bad.reason}" for file, bad in self.bad[:LISTED]]
-            if len(self.bad) > LISTED:
-                lines.append(f"... and {len(self.bad) - LISTED} more")
-            if self.read:
-                lines.append(
-                    f"checked {self.read:,} records: {self.read - sum(not b.fatal for _, b in self.bad):,} good, {len(self.bad):,} bad"
-                )
-                if self.policy == "fail" and not fatal:
-                    lines[-1] += "; mend them, or leave them out with data.on_bad_record=skip"
-            raise BadInput("\n".join(lines))
-        if self.read == len(self.bad):
-            raise BadInput(f"{self.key}: no records")
-        return [{"file": f, "record": b.record, "byte": b.byte, "reason": b.reason} for f, b in self.bad]
+        return verdict(self.key, self.policy, self.read, self.bad)
 
     def _problem(self, file: str, number: int, record: Mapping[str, Any]) -> str | None:
         for role, column in self.columns.items():
             if column not in record:
                 return f"no field {printable(column)} (the {role}); found {printable(', '.join(map(str, record)) or 'none')}"
             value = record[column]
-            reason = _wrong_type(role, column, value)
+            reason = wrong_type(role, column, value)
             if reason:
                 return reason
             if role == "text" and not self.allow_empty and not value.strip():
@@ -101,7 +90,7 @@ class Reader:
             return f"{words} words but {tags} tags; every word needs one"
         return None
 
-    def _choose(self, roles: Sequence[str], columns: Mapping[str, str | None]) -> dict[str, str]:
+    def _choose(self, roles: Sequence[str], columns: Mapping[str, str | None], optional: Sequence[str]) -> dict[str, str]:
         sample = list(islice(self.source.records(), 200))
         records = [item[2] for item in sample if len(item) == 3]
         if not records:
@@ -114,6 +103,8 @@ class Reader:
             given = columns.get(role)
             free = [n for n in names if n not in chosen.values() and not _claimed(n, set(roles) - {role})]
             name = given or _guess(role, free, records)
+            if name is None and role in optional:
+                continue
             headless = self._headless(names)
             if name is None or name not in names or (headless and not given):
                 file = sample[0][0]
@@ -128,9 +119,27 @@ class Reader:
         return " (the first line looks like data: add a header line?)" if looks_like_data else ""
 
 
+def verdict(key: str, policy: str, read: int, bad: Sequence[tuple[str, Bad]]) -> list[dict[str, Any]]:
+    """The policy applied: raise with the bad records one by one, or return them."""
+    fatal = any(b.fatal for _, b in bad)
+    allowed = 0 if policy == "fail" else max(MIN_BAD, int(MAX_BAD * read))
+    if fatal or len(bad) > allowed:
+        lines = [f"{at(file, b.record, b.byte)}: {b.reason}" for file, b in bad[:LISTED]]
+        if len(bad) > LISTED:
+            lines.append(f"... and {len(bad) - LISTED} more")
+        if read:
+            lines.append(f"checked {read:,} records: {read - sum(not b.fatal for _, b in bad):,} good, {len(bad):,} bad")
+            if policy == "fail" and not fatal:
+                lines[-1] += "; mend them, or leave them out with data.on_bad_record=skip"
+        raise (Unsafe if any(b.unsafe for _, b in bad) else BadInput)("\n".join(lines))
+    if read == len(bad):
+        raise BadInput(f"{key}: no records")
+    return [{"file": f, "record": b.record, "byte": b.byte, "reason": b.reason} for f, b in bad]
+
+
 def _claimed(name: str, roles: set[str]) -> bool:
     """Whether a column is named as one of these roles."""
-    return any(name.strip().lower() in NAMES[role] for role in roles)
+    return any(name.strip().lower() in NAMES.get(role, ()) for role in roles)
 
 
 def _guess(role: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str | None:
@@ -141,20 +150,24 @@ def _guess(role: str, names: Sequence[str], records: Sequence[Mapping[str, Any]]
     fitting = [n for n in names if _fits(role, n, records)]
     if role == "text" and fitting:
         return max(fitting, key=lambda n: sum(len(str(r.get(n) or "")) for r in records))
+    if role == "image":
+        return next((n for n in names if any(_looks_like_a_picture(r.get(n)) for r in records)), None)
     return fitting[0] if len(fitting) == 1 and role == "label" else None
 
 
 def _fits(role: str, column: str, records: Sequence[Mapping[str, Any]], least: float = 0.5) -> bool:
     values = [r[column] for r in records if r.get(column) is not None]
-    fitting = sum(_wrong_type(role, column, v) is None for v in values)
+    fitting = sum(wrong_type(role, column, v) is None for v in values)
     return bool(values) and fitting > least * len(values)
 
 
-def _wrong_type(role: str, column: str, value: Any) -> str | None:
+def wrong_type(role: str, column: str, value: Any) -> str | None:
     if value is None:
         return f"{printable(column)} (the {role}) is null; fill it in or remove the record"
     if role == "text" and not isinstance(value, str):
         return f"{printable(column)} is {_kind(value)}; expected text"
+    if role == "image" and not isinstance(value, (str, bytes)) and not (isinstance(value, dict) and {"bytes", "path"} & value.keys()):
+        return f"{printable(column)} is {_kind(value)}; expected a path, or the bytes of a picture"
     if role == "label" and not isinstance(value, (str, int, float, list)):
         return f"{printable(column)} is {_kind(value)}; expected a label or a list of labels"
     if role in ("tokens", "tags"):
@@ -166,6 +179,12 @@ def _wrong_type(role: str, column: str, value: Any) -> str | None:
                 f"{printable(column)} holds {_kind(wrong)}; expected text" if value else f"{printable(column)} is empty; remove the record"
             )
     return None
+
+
+def _looks_like_a_picture(value: Any) -> bool:
+    if isinstance(value, str):
+        return Path(value).suffix.lower() in SUFFIXES
+    return kind_of(value if isinstance(value, bytes) else (isinstance(value, dict) and value.get("bytes")) or b"") is not None
 
 
 def _kind(value: Any) -> str:

@@ -10,8 +10,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import numpy as np
 
 from sslcli.run import storage, sync_folder, write_atomically
 
+MOST_READERS = 16  # threads that read or decode
 VERSION = 1  # of the layout and of the processors' code: raise it when either changes what a store holds
 
 
@@ -49,7 +53,7 @@ class Field:
         if self.ragged:
             self.index = _map(base.with_name(base.name + ".index"), np.dtype(np.int64))
         else:
-            self.values = self.values.reshape(count, -1)
+            self.values = self.values.reshape(count, -1 if count else 1)
 
     def lengths(self) -> np.ndarray:
         return np.diff(self.index)
@@ -152,16 +156,54 @@ def _only_one(path: Path) -> Iterator[None]:
 
 def content_hash(path: Path) -> str:
     """SHA-256 of a file, remembered under its size, times and inode so that a second start need not read it again."""
-    status = path.stat()
-    known = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
-    memo = cache() / "hashes" / hashlib.sha256(known.encode()).hexdigest()
+    return _remembered(f"{path.resolve()}|{_identity(path)}", lambda: _hash(str(path)).hexdigest())
+
+
+def contents_hash(named: Callable[[], Iterable[tuple[str, str]]]) -> str:
+    """One SHA-256 over many files, given as (name, path): names and contents. Remembered in the same way, for all of them together.
+
+    What is no regular file counts as absent: it is never opened.
+    """
+    known = hashlib.sha256()
+    for name, path in named():
+        known.update(f"{name}\0{os.path.abspath(path)}\0{_identity(path)}\n".encode("utf-8", "surrogateescape"))
+
+    def read() -> str:
+        together, files = hashlib.sha256(), iter(named())
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_READERS)) as pool:
+            while block := list(islice(files, 4096)):
+                for (name, _), digest in zip(block, pool.map(lambda pair: _hash(pair[1]).digest(), block), strict=True):
+                    together.update(name.encode("utf-8", "surrogateescape") + b"\0" + digest)
+        return together.hexdigest()
+
+    return _remembered(known.hexdigest(), read)
+
+
+def _identity(path: str | Path) -> str:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return "absent"
+    if not stat.S_ISREG(status.st_mode):
+        return "absent"
+    return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+
+
+def _hash(path: str) -> Any:
+    digest = hashlib.sha256()
+    if _identity(path) != "absent":
+        with open(path, "rb") as file:
+            for chunk in iter(lambda: file.read(1 << 22), b""):
+                digest.update(chunk)
+    return digest
+
+
+def _remembered(known: str, compute: Callable[[], str]) -> str:
+    memo = cache() / "hashes" / hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()
     if memo.exists():
         return memo.read_text()
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in iter(lambda: file.read(1 << 22), b""):
-            digest.update(chunk)
+    found = compute()
     with contextlib.suppress(OSError):
         memo.parent.mkdir(exist_ok=True)
-        write_atomically(memo, digest.hexdigest())
-    return digest.hexdigest()
+        write_atomically(memo, found)
+    return found

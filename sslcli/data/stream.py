@@ -63,8 +63,9 @@ class Stream:
         if self.places.lengths is None:
             return order
         size, pieces = self.batch_size, []
-        for start in range(0, len(order), size * WINDOW):
-            window = order[start : start + size * WINDOW]
+        together = size * (1 if self.places.packed else WINDOW)
+        for start in range(0, len(order), together):
+            window = order[start : start + together]
             pieces.append(window[np.argsort(self.places.lengths[window], kind="stable")])
         flat = np.concatenate(pieces)
         full = len(flat) // size * size
@@ -85,7 +86,8 @@ class Stream:
                 parts.append(slice(start, i))
                 start, longest = i, length
         parts.append(slice(start, len(rows)))
-        return [piece for part in parts for piece in self._parted(lengths, part)] if ragged else parts
+        apart = ragged and not self.places.packed
+        return [piece for part in parts for piece in self._parted(lengths, part)] if apart else parts
 
     def _parted(self, lengths: np.ndarray, part: slice) -> list[slice]:
         """`part` (sorted by length), cut in two where that saves most padding, as long as it saves enough."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,8 @@ Where = str | list[str] | None
 
 
 class TextData:
+    unlabelled: ClassVar[tuple[str, ...]] = ("text",)  # what is read of a corpus
+
     def __init__(
         self,
         seed: int,
@@ -55,6 +57,14 @@ class TextData:
         if spec is None:
             return None
         return open_source(f"data.{split}", spec, encoding=self.encoding, delimiter=self.delimiter, tagged=tagged, seed=self.seed)
+
+    @property
+    def has_test(self) -> bool:
+        return self.source("test", False) is not None
+
+    @staticmethod
+    def prepared(done: int) -> str:
+        return f"{done / 1e6:,.1f} MB of text"
 
     def reader(self, split: str, roles: Sequence[str]) -> Reader | None:
         source = self.source(split, "tags" in roles)

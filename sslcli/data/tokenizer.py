@@ -26,6 +26,8 @@ ODD = "A  line of Words,\n\tnaïve 中文 ≠ 🙂"  # a tokenizer that gives th
 class Tokenizer:
     """A Hugging Face fast tokenizer and what packing and masking need to know of it."""
 
+    length = 128  # tokens of a row, settled once the network is known
+
     def __init__(self, hf: Any):
         self.hf = hf
         if hf.pad_token_id is None and hf.eos_token_id is not None:
@@ -65,6 +67,10 @@ class Tokenizer:
         self.hf._tokenizer = Engine.from_str(json.dumps(state))
         self.hf.add_prefix_space = self.hf.init_kwargs["add_prefix_space"] = True
         return Tokenizer(self.hf)
+
+    @property
+    def said(self) -> str:
+        return f"{self.size:,} tokens"
 
     @property
     def lossless(self) -> bool:

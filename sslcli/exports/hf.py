@@ -1,31 +1,35 @@
-"""A folder that plain transformers loads: AutoModelFor..., AutoTokenizer, pipeline."""
+"""A folder that plain transformers loads: AutoModelFor..., AutoTokenizer or AutoImageProcessor, pipeline."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel
+from torch import Tensor
 
-from sslcli.core import Batch
 from sslcli.data.tokenizer import quiet_transformers
+from sslcli.errors import BadInput
+from sslcli.hf.graph import Graph
 
 
 class Hf:
-    def write(self, model: Path, auto: Any, longest: int, folder: Path) -> None:
-        self.auto = auto or AutoModel
-        for path in model.iterdir():
+    def write(self, graph: Graph, folder: Path) -> None:
+        if graph.auto is None:
+            raise BadInput("format=hf: transformers has no class for this network; use format=onnx or format=torch")
+        for path in graph.model.iterdir():
             shutil.copy2(path, folder / path.name)
 
-    def open(self, folder: Path) -> Callable[[Batch], np.ndarray]:
+    def open(self, graph: Graph, folder: Path) -> Callable[[Sequence[Tensor]], np.ndarray]:
         with quiet_transformers():
-            full = self.auto.from_pretrained(folder, local_files_only=True).eval()
+            full = graph.auto.from_pretrained(folder, local_files_only=True).eval()
 
-        def run(batch: Batch) -> np.ndarray:
+        def run(inputs: Sequence[Tensor]) -> np.ndarray:
             with torch.no_grad():
-                output = full(input_ids=batch["ids"], attention_mask=batch["mask"].long())
-            return (output.logits if hasattr(output, "logits") else output.last_hidden_state).numpy()
+                output = full(**dict(zip(graph.names, inputs, strict=True)))
+            if hasattr(output, "logits"):
+                return output.logits.numpy()
+            hidden = output.last_hidden_state
+            return (hidden if hidden.ndim == 3 else hidden.flatten(2).transpose(1, 2)).numpy()  # a map of features, as places
 
         return run

@@ -4,16 +4,15 @@ import contextlib
 import io
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sslcli.core import Batch
 from sslcli.errors import BadInput
-from sslcli.hf.graph import inputs, trace
+from sslcli.hf.graph import Graph
 
 
 class Onnx:
@@ -25,25 +24,19 @@ class Onnx:
         except ImportError as error:
             raise BadInput("format=onnx: needs the extra packages; pip install 'sslcli[onnx]'") from error
 
-    def write(self, model: Path, auto: Any, longest: int, folder: Path) -> None:
-        program, _ = trace(model, auto, longest)
+    def write(self, graph: Graph, folder: Path) -> None:
+        program = graph.trace()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = torch.onnx.export(
-                program, dynamo=True, input_names=["input_ids", "attention_mask"], output_names=["output"], external_data=False
-            )
+            made = torch.onnx.export(program, dynamo=True, input_names=list(graph.names), output_names=["output"], external_data=False)
             assert made is not None
             made.save(str(folder / "model.onnx"), external_data=False)
-        for path in (*model.glob("tokenizer*.json"), model / "config.json"):
-            shutil.copy2(path, folder / path.name)
+        for name in (*graph.beside, "config.json"):
+            if (graph.model / name).exists():
+                shutil.copy2(graph.model / name, folder / name)
 
-    def open(self, folder: Path) -> Callable[[Batch], np.ndarray]:
+    def open(self, graph: Graph, folder: Path) -> Callable[[Sequence[Tensor]], np.ndarray]:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-
-        def run(batch: Batch) -> np.ndarray:
-            ids, mask = inputs(batch)
-            return session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
-
-        return run
+        return lambda inputs: session.run(None, {n: x.numpy() for n, x in zip(graph.names, inputs, strict=True)})[0]

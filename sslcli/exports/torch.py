@@ -1,29 +1,28 @@
 """A torch.export program (.pt2): runs without transformers, batch size and length free."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sslcli.core import Batch
-from sslcli.hf.graph import inputs, trace
+from sslcli.hf.graph import Graph
 
 
 class Torch:
-    def write(self, model: Path, auto: Any, longest: int, folder: Path) -> None:
-        program, _ = trace(model, auto, longest)
-        torch.export.save(program, folder / "model.pt2")
-        for path in model.glob("tokenizer*.json"):
-            shutil.copy2(path, folder / path.name)
+    def write(self, graph: Graph, folder: Path) -> None:
+        torch.export.save(graph.trace(), folder / "model.pt2")
+        for name in graph.beside:
+            if (graph.model / name).exists():
+                shutil.copy2(graph.model / name, folder / name)
 
-    def open(self, folder: Path) -> Callable[[Batch], np.ndarray]:
+    def open(self, graph: Graph, folder: Path) -> Callable[[Sequence[Tensor]], np.ndarray]:
         program = torch.export.load(folder / "model.pt2").module()
 
-        def run(batch: Batch) -> np.ndarray:
+        def run(inputs: Sequence[Tensor]) -> np.ndarray:
             with torch.no_grad():
-                return program(*inputs(batch)).numpy()
+                return program(*inputs).numpy()
 
         return run

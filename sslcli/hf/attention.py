@@ -4,6 +4,8 @@ PyTorch's fused kernel there is slow in bf16 (measured on two avx512_bf16 cores,
 two batched products with a softmax between them: 11 ms), so short sequences take the plain way. All else goes to the library's own.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,13 +14,43 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+PADDED = 0.1  # of a batch's places: with more of them, layers are fed the real tokens alone
 LONGEST = 1024  # beyond this the [T, T] scores cost more memory than the product saves time
+
+
+_layout: list[tuple[Tensor, Tensor]] = []  # (mask [B, T], its true places [N]) of the batch that is on its way through a network
+
+
+@contextlib.contextmanager
+def packed(mask: Tensor, places: Tensor) -> Iterator[None]:
+    """Inside, networks get the N real tokens of a padded batch as one row [1, N, D]; only attention sees the rows they come from."""
+    _layout.append((mask, places))
+    try:
+        yield
+    finally:
+        _layout.pop()
+
+
+def _apart(module: nn.Module, states: list[Tensor], options: dict[str, Any]) -> tuple[Tensor, None]:
+    mask, places = _layout[-1]
+    rows = [x.new_zeros(mask.numel(), *x.shape[1::2]).index_copy(0, places, x[0].transpose(0, 1)) for x in states]  # each [B * T, H, D]
+    query, key, value = (x.unflatten(0, mask.shape).transpose(1, 2) for x in rows)
+    mixed, _ = _attend(module, query, key, value, mask[:, None, None], **options)
+    return mixed.flatten(0, 1)[places][None], None
 
 
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """query, key, value [B, H, T, D] -> [B, T, H, D]."""
+    if _layout:
+        return _apart(module, [query, key, value], options)
+    return _attend(module, query, key, value, attention_mask, **options)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
     short = query.shape[2] <= LONGEST and key.shape[2] <= LONGEST
     plain = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[1] == key.shape[1]
     causal = options.get("is_causal", getattr(module, "is_causal", False))

@@ -1,7 +1,9 @@
-"""A Hugging Face model as a graph: a function of (input_ids, attention_mask) with one result, batch size and length free."""
+"""A finished model as a function of tensors: what exports write down."""
 
 import logging
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,28 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import AutoModel
 
-from sslcli.core import Batch
 from sslcli.data.tokenizer import quiet_transformers
 
 
+@dataclass
+class Graph:
+    module: nn.Module  # positional tensors in; logits [B, labels] or [B, T, labels], else hidden states [B, T, D], out
+    example: tuple[Tensor, ...]
+    shapes: tuple[dict[int, Any], ...]  # which axes of the inputs are free
+    names: Sequence[str]  # of the inputs, as transformers calls them
+    model: Path  # the folder that it was read from
+    auto: Any  # the class of plain transformers that loads this folder; None: there is none
+    beside: Sequence[str] = field(default_factory=tuple)  # files of that folder that a user of the export needs
+
+    def trace(self) -> ExportedProgram:
+        logging.getLogger("torch.export").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(self.module, self.example, dynamic_shapes=(*self.shapes,), strict=False)
+
+
 class Plain(nn.Module):
-    """Positional inputs, one tensor out: logits [B, labels] or [B, T, labels], else hidden states [B, T, D]."""
+    """A text model of plain transformers: (input_ids, attention_mask) -> one tensor."""
 
     def __init__(self, model: Path, auto: Any):
         super().__init__()
@@ -29,15 +47,9 @@ class Plain(nn.Module):
         return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
-def trace(model: Path, auto: Any, longest: int) -> tuple[ExportedProgram, Plain]:
-    plain = Plain(model, auto)
+def text_graph(model: Path, auto: Any, longest: int) -> Graph:
     example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
     shape = {0: Dim("batch", min=1, max=4096), 1: Dim("length", min=2, max=longest)}
-    logging.getLogger("torch.export").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(plain, example, dynamic_shapes=(shape, shape), strict=False), plain
-
-
-def inputs(batch: Batch) -> tuple[Tensor, Tensor]:
-    return batch["ids"], batch["mask"].long()
+    names = ["input_ids", "attention_mask"]
+    beside = ("tokenizer.json", "tokenizer_config.json")
+    return Graph(Plain(model, auto), example, (shape, shape), names, model, auto or AutoModel, beside)

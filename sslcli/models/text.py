@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertConfig, GPT2Config, ModernBertConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, BertConfig, GPT2Config, ModernBertConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from sslcli.core import Backbone, Batch
-from sslcli.data.tokenizer import Tokenizer, quiet_transformers
-from sslcli.errors import BadCheckpoint, printable
+from sslcli.data.tokenizer import Tokenizer
 from sslcli.hf import attention
 from sslcli.hf.heads import AUTO, POOLED, Borrowed, Pooled, VocabularyHead
+from sslcli.hf.pretrained import pretrained, read_config, set_dropout
 
 # what only a causal language model's class exists for sees no later token
 DECODERS = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
@@ -51,29 +51,14 @@ class Text(Backbone):
         `native`: keep the family's own classifier (a delivered model), where training would put a pooled one in its place."""
         config = read_config(folder)
         if dropout is not None:
-            _set_dropout(config, dropout)
+            set_dropout(config, dropout)
         if kind == "sequence_classification" and config.model_type in POOLED and not native:
             kind = None  # these get a pooled classifier of ours
         auto = AUTO[kind] if kind else AutoModel
         self = cls.__new__(cls)
         Backbone.__init__(self)
-        with quiet_transformers():
-            if random:
-                full, info = auto.from_config(config), {}
-            else:
-                options = {
-                    "config": config,
-                    "output_loading_info": True,
-                    "use_safetensors": True,
-                    "trust_remote_code": False,
-                    "local_files_only": True,
-                }
-                try:
-                    full, info = auto.from_pretrained(folder, dtype=torch.float32, **options)
-                except Exception as error:  # the library and safetensors raise whatever fits them
-                    raise BadCheckpoint(f"{printable(folder)}: cannot be loaded: {printable(str(error).splitlines()[0], 200)}") from error
+        full, self.loaded = pretrained(auto, folder, config, random)
         self._adopt(full.base_model, full if kind else None, kind)
-        self.loaded = _receipt(folder, full, info, random)
         return self
 
     def _adopt(self, base: PreTrainedModel, full: PreTrainedModel | None = None, kind: str | None = None) -> None:
@@ -89,10 +74,14 @@ class Text(Backbone):
         self.family = str(base.config.model_type)
         self.decoder = self.family in DECODERS
         self.positions = int(getattr(text, "max_position_embeddings", 512))
+        self.first_position = 0
         if self.family in ("roberta", "xlm-roberta", "camembert"):
-            self.positions -= 2  # these count positions from the padding id
+            self.first_position = int(text.pad_token_id) + 1  # these count positions from the padding id
+            self.positions -= 2
         self.pools_freely = self.family in POOLED and kind != "sequence_classification"
         self._spare = [(kind, full)]  # a list, so that the module tree does not see the model a second time
+        whole = set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
+        self.packs = self.family in POOLED and whole and _fused_attention(base)
         if _fused_attention(base):
             base.set_attn_implementation("sslcli")
             if full is not None:
@@ -103,6 +92,9 @@ class Text(Backbone):
         return self.base.get_input_embeddings()
 
     def encode(self, batch: Batch) -> Tensor:
+        mask = batch.get("mask")
+        if self.packs and mask is not None and mask.device.type == "cpu" and float(mask.float().mean()) < 1 - attention.PADDED:
+            return self._packed(batch["ids"], mask)
         options = {} if not self.decoder else {"use_cache": False}
         output = self.base(
             input_ids=batch["ids"],
@@ -111,6 +103,14 @@ class Text(Backbone):
             **options,
         )
         return output.last_hidden_state
+
+    def _packed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The same hidden states from the real tokens alone, with zeros where padding is: no layer spends time on that."""
+        places = mask.flatten().nonzero()[:, 0]
+        positions = (torch.arange(ids.shape[1]) + self.first_position).expand_as(ids).flatten()[places]
+        with attention.packed(mask, places):
+            found = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None]).last_hidden_state[0]
+        return found.new_zeros(mask.numel(), found.shape[-1]).index_copy(0, places, found).unflatten(0, mask.shape)
 
     def pool(self, hidden: Tensor, batch: Batch) -> Tensor:
         """The mean of the real tokens' states; for a decoder, the state of the last one, which alone has seen them all."""
@@ -126,6 +126,7 @@ class Text(Backbone):
         return (hidden * weight).sum(1) / weight.sum(1)
 
     def checkpoint_gradients(self) -> None:
+        self.packs = False  # layers run again when the batch's rows are forgotten
         self.base.gradient_checkpointing_enable({"use_reentrant": False})
 
     def compile(self, **options: Any) -> None:
@@ -152,17 +153,6 @@ class Text(Backbone):
         config = self.base.config
         eps = float(getattr(config, "layer_norm_eps", 0) or getattr(config, "norm_eps", 1e-5))
         return Pooled(self.dim, labels, layers, eps, dropout, normalise_last=self.family == "modernbert")
-
-
-def read_config(folder: Path) -> PretrainedConfig:
-    """A model folder's config.json, refused where it would run code."""
-    from sslcli.hf.screen import screen
-
-    screen(folder)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise BadCheckpoint(f"{printable(folder)}: its config.json cannot be used: {printable(str(error).splitlines()[0], 200)}") from error
 
 
 def _config(
@@ -200,32 +190,5 @@ def _config(
     return ModernBertConfig(max_position_embeddings=positions, **sizes, **drop, **ends, **full, **common)
 
 
-def _set_dropout(config: PretrainedConfig, rate: float) -> None:
-    for name in vars(config.get_text_config()):
-        if ("dropout" in name or "_pdrop" in name) and isinstance(getattr(config, name, None), (int, float)):
-            setattr(config, name, rate)
-
-
 def _fused_attention(base: PreTrainedModel) -> bool:
     return bool(getattr(base, "_supports_sdpa", False)) and getattr(base.config, "_attn_implementation", "") == "sdpa"
-
-
-def _receipt(folder: Path, full: PreTrainedModel, info: Any, random: bool) -> dict[str, Any]:
-    names = list(full.state_dict())
-    missing = sorted(info.get("missing_keys", []))
-    mismatched = sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys", []))
-    new = names if random else [*missing, *mismatched]
-    base = set(full.base_model.state_dict())
-    prefix = f"{full.base_model_prefix}."
-    own = [n for n in names if n.removeprefix(prefix) in base and (n.startswith(prefix) or full is full.base_model)]
-    lost = [n for n in new if n in own and ".pooler." not in f".{n}"]
-    return {
-        "from": str(folder),
-        "tensors": len(names) - len(new),
-        "of": len(names),
-        "new": new[:50],
-        "unused": sorted(info.get("unexpected_keys", []))[:50],
-        "body_tensors": len(own),
-        "body_new": len(lost),
-        "first_lost": lost[:10],
-    }

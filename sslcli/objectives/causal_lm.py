@@ -19,14 +19,14 @@ class CausalLM(Objective):
 
     head_kind = "causal_lm"
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, length: int, *, within_documents: bool):
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, within_documents: bool):
         if not model.decoder:
             what = "this model sees the whole text, so nothing is left to predict"
             raise ValueError(f"{what}: causal_lm needs a decoder, as model=gpt_mini; objective=masked_lm trains this one")
         if tokenizer.end is None:
             raise ValueError("the tokenizer has no end-of-text token: causal_lm needs one between documents")
         super().__init__()
-        self.length, self.end, self.within_documents = length, tokenizer.end, within_documents
+        self.length, self.end, self.within_documents = tokenizer.length, tokenizer.end, within_documents
         self.head = model.head("causal_lm")
 
     def rows(self, store: Store) -> Places:

@@ -30,7 +30,6 @@ class MaskedLM(Objective):
         self,
         model: Any,
         tokenizer: Tokenizer,
-        length: int,
         *,
         rate: Annotated[float, Field(gt=0, lt=1)],
         masking: Literal["token", "whole_word", "span"],
@@ -41,7 +40,7 @@ class MaskedLM(Objective):
             raise ValueError("the tokenizer has no [MASK]: masked_lm needs an encoder's; use objective=causal_lm for a decoder")
         super().__init__()
         self.rate, self.masking, self.show_mask, self.show_random = rate, masking, show_mask, show_random
-        self.length, self.mask, self.size = length, tokenizer.mask, tokenizer.size
+        self.length, self.mask, self.size = tokenizer.length, tokenizer.mask, tokenizer.size
         self.special = tokenizer.special
         self.word_begins = word_begins(tokenizer) if masking == "whole_word" else None
         self.head = model.head("masked_lm")

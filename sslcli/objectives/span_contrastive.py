@@ -27,16 +27,15 @@ class SpanContrastive(Objective):
         self,
         model: Any,
         tokenizer: Tokenizer,
-        length: int,
         *,
         temperature: Annotated[float, Field(gt=0)],
         shortest: Annotated[int, Field(ge=4)],
     ):
-        if shortest > length:
-            raise ValueError(f"shortest={shortest} is more than data.max_length={length}; a span cannot be longer than a row")
+        if shortest > tokenizer.length:
+            raise ValueError(f"shortest={shortest} is more than data.max_length={tokenizer.length}; a span cannot be longer than a row")
         super().__init__()
         self.temperature, self.shortest = temperature, shortest
-        self.longest = max(4, length - len(tokenizer.prefix) - len(tokenizer.suffix))
+        self.longest = max(4, tokenizer.length - len(tokenizer.prefix) - len(tokenizer.suffix))
         self.prefix, self.suffix = np.array(tokenizer.prefix, np.int64), np.array(tokenizer.suffix, np.int64)
         self.pad = int(tokenizer.pad or 0)
         self._rows: dict[str, np.ndarray] = {}

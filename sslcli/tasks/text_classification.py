@@ -1,6 +1,5 @@
 """Text classification: one label, several labels, or ranks."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,17 +14,15 @@ from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data import chance
 from sslcli.data.blocks import padded
 from sslcli.data.examples import Rows, windows
+from sslcli.data.labels import LabelCoder, Mode
 from sslcli.data.store import Store
 from sslcli.data.stream import in_order, to_device
 from sslcli.data.tokenizer import Tokenizer
-from sslcli.errors import BadInput
 from sslcli.hf.heads import POOLED
 from sslcli.losses import ordinal_targets, settle
 
 PROBED, PROBE_TOKENS = 10_000, 16_384  # rows that the starting head is solved on, and tokens of one forward pass
 STRENGTH = 10.0  # of that solution: the inverse of its ridge, for vectors of unit length (C in scikit-learn)
-
-Mode = Literal["auto", "single", "multi", "ordinal"]
 
 
 class TextClassification(Task):
@@ -59,7 +56,7 @@ class TextClassification(Task):
         if labelling in ("ordinal", "multi") and label_smoothing:
             raise ValueError(f"label_smoothing and labelling={labelling} do not go together; use label_smoothing=0")
         self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
-        self.start, self.borrows = start, not model.pools_freely
+        self.start, self.borrows, self.packed = start, not model.pools_freely, model.packs
         self.head = (
             model.head("sequence_classification", self.labels)
             if self.borrows
@@ -77,7 +74,7 @@ class TextClassification(Task):
         return _Coder(config["labelling"])
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, store["ids"].lengths())
+        return Places(store.count, store["ids"].lengths(), packed=self.packed)
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         ids, mask = padded(store["ids"].take(rows), self.pad)
@@ -157,54 +154,13 @@ class TextClassification(Task):
         return rows
 
 
-class _Coder:
-    columns = ("text", "label")
+class _Coder(LabelCoder):
     too_long = "truncate"
     along: Mapping[str, Any] = {}
+    beside: Mapping[str, Any] = {"label": np.int32}
 
     def __init__(self, labelling: Mode):
-        self.labelling = labelling
-        self.facts: dict[str, Any] = {}
-
-    @property
-    def beside(self) -> Mapping[str, Any]:
-        return {"label": np.int32}
-
-    def identity(self) -> Any:
-        return ["text_classification", self.labelling]
-
-    def tidy(self, example: dict[str, Any]) -> str | None:
-        label = example["label"]
-        if self.labelling == "auto":
-            self.labelling = "multi" if isinstance(label, list) else "single"
-        if self.labelling == "multi":
-            parts = label if isinstance(label, list) else str(label).split(";")
-            example["label"] = sorted({str(x).strip() for x in parts if str(x).strip()})
-            return None
-        if isinstance(label, list):
-            return "holds a list of labels; task.labelling=multi reads those"
-        if self.labelling == "ordinal" and isinstance(label, str) and "," in label and label.replace(",", "").strip().isdigit():
-            return f"the rank {label} has a comma; write it with a point, or without"
-        example["label"] = _name(label)
-        return None
-
-    def labels(self, example: dict[str, Any]) -> list[str]:
-        return example["label"] if self.labelling == "multi" else [example["label"]]
-
-    def stratum(self, example: dict[str, Any]) -> str:
-        return ";".join(self.labels(example))
-
-    def inventory(self, seen: Counter[str], given: list[str] | None) -> list[str]:
-        self.facts["labelling"] = self.labelling
-        if given is not None:
-            return list(given)
-        if self.labelling == "ordinal":
-            try:
-                return sorted(seen, key=float)
-            except ValueError as error:
-                order = "give their order, as in data.labels=[low,middle,high]"
-                raise BadInput(f"task.labelling=ordinal: the labels are not numbers; {order}") from error
-        return sorted(seen)
+        super().__init__(labelling, "text")
 
     def rows(self, examples: Sequence[dict[str, Any]], labels: Mapping[str, int], tokenizer: Tokenizer, limit: int, too_long: str) -> Rows:
         made = Rows(beside={"label": []})
@@ -212,7 +168,7 @@ class _Coder:
         limit -= len(tokenizer.prefix) + len(tokenizer.suffix)
         prefix, suffix = np.array(tokenizer.prefix, np.uint32), np.array(tokenizer.suffix, np.uint32)
         for i, (ids, example) in enumerate(zip(np.split(flat, np.cumsum(lengths)[:-1]), examples, strict=True)):
-            label = self._label(example, labels)
+            label = self.coded(example, labels)
             if len(ids) > limit:
                 made.cut_rows += 1
                 made.cut_tokens += len(ids) - limit if too_long in ("truncate", "error") else len(ids) if too_long == "drop" else 0
@@ -225,21 +181,3 @@ class _Coder:
                 made.owner.append(i)
                 made.beside["label"].append(label)
         return made
-
-    def _label(self, example: dict[str, Any], labels: Mapping[str, int]) -> Any:
-        if self.labelling != "multi":
-            return [labels[example["label"]]]
-        row = np.zeros(len(labels), np.int32)
-        row[[labels[x] for x in example["label"]]] = 1
-        return row
-
-    def gold(self, example: dict[str, Any]) -> Any:
-        return example["label"]
-
-
-def _name(label: Any) -> str:
-    if isinstance(label, bool):
-        return str(label).lower()
-    if isinstance(label, float) and label.is_integer():
-        return str(int(label))
-    return str(label).strip()

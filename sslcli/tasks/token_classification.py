@@ -41,7 +41,7 @@ class TokenClassification(Task):
     ):
         super().__init__()
         self.class_weights: Tensor | None
-        self.labels, self.smoothing, self.pad = list(labels), label_smoothing, int(tokenizer.pad or 0)
+        self.labels, self.smoothing, self.pad, self.packed = list(labels), label_smoothing, int(tokenizer.pad or 0), model.packs
         self.head = model.head("token_classification", self.labels)
         counts = facts["train"]["per_label"]
         weights = (
@@ -56,7 +56,7 @@ class TokenClassification(Task):
         return _Coder()
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, store["ids"].lengths())
+        return Places(store.count, store["ids"].lengths(), packed=self.packed)
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         ids, mask = padded(store["ids"].take(rows), self.pad)
@@ -104,6 +104,7 @@ class TokenClassification(Task):
 
 class _Coder:
     columns = ("tokens", "tags")
+    unseen = False
     too_long = "window"
     along: Mapping[str, Any] = {"tag": np.int16, "word": np.int32}
     beside: Mapping[str, Any] = {}

@@ -1,0 +1,79 @@
+"""What tasks on labels share, whatever the labels are of: how they are written, one or several an example, or ranks."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from sslcli.errors import BadInput
+
+Mode = Literal["auto", "single", "multi", "ordinal"]
+
+
+class LabelCoder:
+    """How labelled examples are read (data.survey.Coder). `auto` is decided by the first: a list of labels, or one.
+
+    `role`: of the column that is labelled; `unseen`: held-out examples may have labels that training has not.
+    """
+
+    def __init__(self, labelling: Mode, role: str, unseen: bool = False):
+        self.columns: Sequence[str] = (role, "label")
+        self.labelling, self.unseen = labelling, unseen
+        self.facts: dict[str, Any] = {}
+
+    def identity(self) -> Any:
+        return [*self.columns, self.labelling, self.unseen]
+
+    def tidy(self, example: dict[str, Any]) -> str | None:
+        label = example["label"]
+        if self.labelling == "auto":
+            self.labelling = "multi" if isinstance(label, list) else "single"
+        if self.labelling == "multi":
+            parts = label if isinstance(label, list) else str(label).split(";")
+            example["label"] = sorted({str(x).strip() for x in parts if str(x).strip()})
+            return None
+        if isinstance(label, list):
+            return "holds a list of labels; task.labelling=multi reads those"
+        if self.labelling == "ordinal" and isinstance(label, str) and "," in label and label.replace(",", "").strip().isdigit():
+            return f"the rank {label} has a comma; write it with a point, or without"
+        example["label"] = named(label)
+        return None
+
+    def labels(self, example: dict[str, Any]) -> list[str]:
+        return example["label"] if self.labelling == "multi" else [example["label"]]
+
+    def stratum(self, example: dict[str, Any]) -> str:
+        return ";".join(self.labels(example))
+
+    def inventory(self, seen: Counter[str], given: list[str] | None) -> list[str]:
+        self.facts["labelling"] = self.labelling
+        if given is not None:
+            return list(given)
+        if self.labelling == "ordinal":
+            try:
+                return sorted(seen, key=float)
+            except ValueError as error:
+                order = "give their order, as in data.labels=[low,middle,high]"
+                raise BadInput(f"task.labelling=ordinal: the labels are not numbers; {order}") from error
+        return sorted(seen)
+
+    def coded(self, example: dict[str, Any], labels: Mapping[str, int]) -> Any:
+        """The label's number [1] (-1: none that training knows), or [C] of 0 and 1."""
+        if self.labelling != "multi":
+            return [labels.get(example["label"], -1)]
+        row = np.zeros(len(labels), np.int32)
+        row[[labels[x] for x in example["label"] if x in labels]] = 1
+        return row
+
+    def gold(self, example: dict[str, Any]) -> Any:
+        return example["label"]
+
+
+def named(label: Any) -> str:
+    """A label as text: 1.0 and 1 are one, so are true and True."""
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    return str(label).strip()

@@ -1,0 +1,140 @@
+"""Text: tokenizers, encoders and decoders of transformers."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslcli.build import check_loaded
+from sslcli.core import Batch, Objective
+from sslcli.data import corpus, examples
+from sslcli.data.store import built
+from sslcli.data.text import Prepared, TextData
+from sslcli.data.tokenizer import Recipe, Tokenizer, sample
+from sslcli.errors import BadCheckpoint, BadInput
+from sslcli.hf.folder import model_folder
+from sslcli.hf.graph import Graph, text_graph
+from sslcli.hf.heads import AUTO, assemble
+from sslcli.modality import Modality, Start
+from sslcli.models.text import Text as Network
+from sslcli.schema import Part
+
+
+class Text(TextData, Modality):
+    def start(
+        self, first: Start, model: Part | None, tokenizer: Part[Recipe] | None, augment: None, say: Callable[[str], None]
+    ) -> tuple[Tokenizer, Network]:
+        words = self._tokenizer(first, model, tokenizer, say)
+        words = words.for_words() if "tokens" in first.columns else words
+        torch.manual_seed(first.seed)
+        if first.source is None:
+            if model is None:
+                raise BadInput("model: nothing to start from; give from=<run, folder or hub name>, or model=<name> to train from scratch")
+            chosen = model if first.dropout is None else Part(model.path, model.cls, {**model.config, "dropout": first.dropout})
+            network: Network = chosen.build(words)
+        else:
+            network = Network.load(model_folder(first.source), first.head, first.dropout, first.random)
+            check_loaded(network.loaded, first.source, first.random)
+        rows = len(network.base.get_input_embeddings().weight)
+        if words.size > rows:
+            raise BadCheckpoint(
+                f"from={first.source}: its tokenizer has {words.size:,} tokens, its model only {rows:,}; they do not belong together"
+            )
+        words.length = self._length(network, first.length)
+        return words, network
+
+    def _tokenizer(self, first: Start, model: Part | None, recipe: Part[Recipe] | None, say: Callable[[str], None]) -> Tokenizer:
+        """The pretrained model's own, or one trained on the training text (kept, so that a second run finds it)."""
+        if first.source is not None:
+            return Tokenizer.load(model_folder(first.source))
+        if recipe is None:
+            raise BadInput("tokenizer: choose one with tokenizer=<name>")
+        decoder = bool(model and model.config.get("architecture") == "gpt2")
+        reader = self.reader("train", first.columns)
+        assert reader is not None
+        key = {
+            "kind": "tokenizer",
+            "files": reader.source.fingerprint(),
+            "columns": reader.columns,
+            "reading": [self.encoding, self.delimiter, self.on_bad_record, self.allow_empty],
+            "recipe": recipe.config,
+            "decoder": decoder,
+        }
+
+        def make(making: Path) -> None:
+            kind = Recipe.settled(recipe.config["kind"], decoder)
+            say(f"training a {kind} tokenizer of {recipe.config['vocabulary']:,} tokens on the corpus")
+            chosen = sample(e["text"] if "text" in e else " ".join(e["tokens"]) for _, _, e in reader)
+            reader.finish()
+            recipe.build().train(chosen, decoder).save(making)
+
+        return Tokenizer.load(built(key, make))
+
+    def _length(self, network: Network, default: int) -> int:
+        """Tokens of a row: what the user asked, within what the model can place."""
+        if self.max_length is not None and self.max_length > network.positions:
+            raise BadInput(f"data.max_length={self.max_length} is more than the model's {network.positions} positions; lower it")
+        return min(self.max_length or default, network.positions)
+
+    def corpus(self, processor: Tokenizer, progress: Callable[[int], None], only: str | None = None) -> Prepared:
+        return corpus.prepare(self, processor, progress, only)
+
+    def examples(self, coder: Any, processor: Tokenizer, labels: list[str] | None = None, only: str | None = None) -> Prepared:
+        return examples.prepare(self, coder, processor, processor.length, labels, only)
+
+    def reopen(self, folder: Path, goal: type[Objective], length: int, augment: None) -> tuple[Tokenizer, Network]:
+        words = Tokenizer.load(model_folder(str(folder)))
+        words.length = length
+        return words, Network.load(folder / "model", goal.head_kind, None, native=True)
+
+    def save(
+        self, folder: Path, model: Network, head: nn.Module | None, processor: Tokenizer, labels: Sequence[str] | None, multi: bool
+    ) -> None:
+        assemble(model.base, head, list(labels) if labels else None, multi).save_pretrained(folder)
+        processor.save(folder)
+
+    def shown(self, batch: Batch, processor: Tokenizer, labels: Sequence[str]) -> str:
+        """Tokens, and what the network should say of them: the label, the labels, or a tag at every first subword."""
+        real = batch["mask"][0] if "mask" in batch else slice(None)
+        tokens = processor.hf.convert_ids_to_tokens(batch["ids"][0][real].tolist())
+        if "label" not in batch:
+            return " ".join(tokens)
+        label = batch["label"][0]
+        if not label.ndim:
+            return f"{' '.join(tokens)} -> {labels[int(label)]}"
+        if "word" in batch:  # a label a token
+            return " ".join(t if y < 0 else f"{t}/{labels[y]}" for t, y in zip(tokens, label[real].tolist(), strict=True))
+        return f"{' '.join(tokens)} -> {', '.join(labels[i] for i in label.nonzero().flatten().tolist()) or 'no label'}"
+
+    def graph(self, folder: Path, kind: str | None, longest: int) -> Graph:
+        return text_graph(folder, AUTO.get(kind or ""), longest)
+
+    def sample(
+        self, run: Path, count: int, processor: Tokenizer, coder: Any
+    ) -> Iterator[tuple[Batch, tuple[Tensor, ...], list[Mapping[str, Any]]]]:
+        """The exported tokenizer's reading of what the run was scored on, or of its own corpus, 16 at a time."""
+        rows = self._recorded(run, count, coder)
+        for start in range(0, len(rows), 16):
+            part = rows[start : start + 16]
+            inputs = [row["input"] for row in part]
+            words = bool(inputs) and isinstance(inputs[0], list)
+            coded = processor.hf(
+                inputs, is_split_into_words=words, truncation=True, max_length=processor.length, padding=True, return_tensors="pt"
+            )
+            batch = {"ids": coded["input_ids"], "mask": coded["attention_mask"].bool()}
+            whole = [len(ids) <= processor.length for ids in processor.hf(inputs, is_split_into_words=words)["input_ids"]]
+            kept = [row if fits else {"input": row["input"]} for row, fits in zip(part, whole, strict=True)]
+            yield batch, (batch["ids"], coded["attention_mask"]), kept
+
+    def _recorded(self, run: Path, count: int, coder: Any) -> list[Any]:
+        path = run / "predictions.jsonl"
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
+        columns = coder.columns if coder else ("text",)
+        reader = self.reader("train", columns)
+        assert reader is not None
+        return [{"input": example[columns[0]]} for _, (_, _, example) in zip(range(count), reader, strict=False)]

@@ -1,0 +1,109 @@
+"""What differs between text and pictures, behind one face: data, the network that it starts from, and the files that stay."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from sslcli.core import Backbone, Batch, Objective
+
+
+class Processor(Protocol):
+    """What turns raw input into a network's: a tokenizer and the length of its rows, or the size and scale of pictures."""
+
+    length: int  # tokens of a row, or pixels of a side
+    said: str  # for the screen
+
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins."""
+
+    source: str | None  # from=
+    head: str | None  # the pretrained head that objective or task borrows
+    length: int  # tokens of a row where the user names no number
+    columns: Sequence[str]  # roles that are read
+    seed: int
+    dropout: float | None = None
+    random: bool = False  # the architecture of `source` with untrained weights
+    views: int = 1  # of a picture that are used
+
+
+class Modality(ABC):
+    """The `data` node: what a user said about data of one kind, and how that kind becomes batches, networks and files."""
+
+    room: ClassVar[str] = "modalities"
+    unlabelled: ClassVar[tuple[str, ...]]  # roles that are read of a corpus
+    seed: int
+    columns: Any
+    allow_changed: bool
+
+    @property
+    def has_test(self) -> bool:
+        raise NotImplementedError
+
+    @staticmethod
+    def prepared(done: int) -> str:
+        """How far preparing a corpus is."""
+        return f"{done:,}"
+
+    @abstractmethod
+    def start(self, first: Start, model: Any, tokenizer: Any, augment: Any, say: Callable[[str], None]) -> tuple[Any, Any]:
+        """(Processor, Backbone) of a new run; `model`, `tokenizer`, `augment` are checked nodes (schema.Part) or None."""
+
+    @abstractmethod
+    def corpus(self, processor: Any, progress: Callable[[int], None], only: str | None = None) -> Any:
+        """Unlabelled stores by split (data.splits.Prepared); `only`: the one split that is wanted."""
+
+    @abstractmethod
+    def examples(self, coder: Any, processor: Any, labels: list[str] | None = None, only: str | None = None) -> Any:
+        """The same of labelled examples; `labels`: those of a trained model, to be kept."""
+
+    @abstractmethod
+    def reopen(self, folder: Path, goal: type[Objective], length: int, augment: Any) -> tuple[Any, Any]:
+        """(Processor, Backbone) out of a finished run's `model/`, for an objective of this class."""
+
+    @abstractmethod
+    def save(self, folder: Path, model: Any, head: nn.Module | None, processor: Any, labels: Sequence[str] | None, multi: bool) -> None:
+        """What plain transformers loads, where its classes can say it."""
+
+    @abstractmethod
+    def shown(self, batch: Batch, processor: Any, labels: Sequence[str]) -> str:
+        """The first row of a batch as the network sees it, in a line."""
+
+    def remarks(self, counted: Mapping[str, int]) -> Iterable[str]:
+        """Sentences about what was found in a split, as counted while it was prepared."""
+        return ()
+
+    def preview(self, path: Path, processor: Any, store: Any) -> None:
+        """Draw what training sees beside what it is made of."""
+        raise NotImplementedError
+
+    def views(self, processor: Any, store: Any) -> tuple[dict[str, Any], str | None]:
+        """A receipt of how unlike the views of an input are, and a warning where they are too much so or too little."""
+        return {}, None
+
+    def watch(self, processor: Any, store: Any) -> Any:
+        """What a network's features are worth, looked at beside pretraining (evidence.watch); None where nothing looks."""
+        return None
+
+    def transfer(self, model: Backbone, processor: Any, train: Any, test: Any) -> dict[str, Any]:
+        """Scores of a pretrained network as it is, where the corpus has labels."""
+        return {}
+
+    def album(self, run: Path, goal: Any, model: Any, store: Any) -> tuple[list[str], str | None]:
+        """Draw the pictures of a finished run: their names, and a line on those that could not be drawn."""
+        return [], None
+
+    @abstractmethod
+    def graph(self, folder: Path, kind: str | None, longest: int) -> Any:
+        """A finished model as a function of tensors (hf.graph.Graph), for exports."""
+
+    @abstractmethod
+    def sample(self, run: Path, count: int, processor: Any, coder: Any) -> Iterator[tuple[Batch, tuple[Tensor, ...], list[Any]]]:
+        """Own rows of a finished run, a few at a time: for the trained model, for the exported one, and what was recorded of them."""

@@ -1,0 +1,71 @@
+"""Which primary configuration a run is composed from: that of the one modality to which all that the user named belongs.
+
+A YAML of group `data` says its modality by its `kind`, others by a key `modality` (a text's say nothing). `finetune from=<run>` goes on
+with that run's.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sslcli.help import home
+
+TEXT = "text"
+SPEAKING = ("objective", "task", "model", "data", "augment", "tokenizer", "experiment")  # groups that belong to a modality
+
+
+def primary(verb: str, named: Iterable[tuple[str, Any]], source: str | None, folder: Path | None) -> str:
+    """`named`: (group, choice) as on the command line. The first that speaks decides; whether the others agree is checked later."""
+    for group, choice in named:
+        found = modality_of(group, choice, folder)
+        if found is not None and group in SPEAKING:
+            return _file(verb, found)
+    return _file(verb, (_of_run(source) if source else None) or TEXT)
+
+
+def modality_of(group: str, choice: Any, folder: Path | None) -> str | None:
+    for root in filter(None, (home(), folder)):
+        path = root / group / f"{choice}.yaml"
+        if path.is_file():
+            return _said(OmegaConf.to_container(OmegaConf.load(path), resolve=False), group)
+    return None
+
+
+def disagreement(tree: Mapping[str, Any]) -> str | None:
+    """A sentence about two parts of unlike modality, if there are."""
+    said = {g: _said(tree[g], g) for g in SPEAKING if isinstance(tree.get(g), Mapping)}
+    data = said.get("data")
+    odd = next((g for g, m in said.items() if data is not None and m is not None and m != data), None)
+    if odd is None:
+        return None
+    return f"{odd}={tree[odd].get('kind', '')}: is for {said[odd]} data, data.kind={data} is not; choose both of one modality"
+
+
+def plain(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that only this file reads."""
+    return {k: {n: x for n, x in v.items() if n != "modality"} if isinstance(v, dict) and k in SPEAKING else v for k, v in tree.items()}
+
+
+def _said(node: Any, group: str) -> str | None:
+    if not isinstance(node, Mapping):
+        return None
+    if group == "data":
+        return node.get("kind")
+    return node.get("modality") or (TEXT if group in ("objective", "task", "model", "tokenizer") and "kind" in node else None)
+
+
+def _of_run(source: str) -> str | None:
+    path = Path(source).expanduser() / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return str(OmegaConf.load(path).data.kind)
+    except Exception:  # a damaged file is told where it is read for good
+        return None
+
+
+def _file(verb: str, modality: str) -> str:
+    name = f"{verb}_{modality}"
+    return name if modality != TEXT and (home() / f"{name}.yaml").is_file() else verb

@@ -1,0 +1,213 @@
+"""Image classification: one label or several; a linear probe, neighbours, or the network tuned whole or in part."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sslcli import metrics
+from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
+from sslcli.data.labels import LabelCoder
+from sslcli.data.pixels import Pixels
+from sslcli.data.store import Store
+from sslcli.frozen import labelled, linear, only_last
+
+PROBED, BANK = 10_000, 50_000  # rows that the starting head is solved on, and that neighbours are looked for among
+STRENGTH = 1.0  # of that solution: the inverse of its ridge, for standardised features (C in scikit-learn)
+PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
+
+
+class ImageClassification(Task):
+    """A linear layer (or a vote of neighbours) on the pooled vector of a picture.
+
+    `tune`: full; the last so many blocks (0: the layer alone, by steps and with views); probe: the layer solved on the frozen network,
+    and no steps; knn: the k nearest training pictures vote (Wu et al. 2018), and no steps.
+    """
+
+    metric = "macro_f1"
+    batch_size = 64
+    head_kind = "image_classification"
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Pixels,
+        labels: Sequence[str],
+        facts: Mapping[str, Any],
+        *,
+        labelling: Literal["auto", "single", "multi"],
+        tune: Literal["full", "probe", "knn"] | Annotated[int, Field(ge=0)],
+        start: Literal["probe", "random"],
+        neighbours: Annotated[int, Field(ge=1)],
+        temperature: Annotated[float, Field(gt=0)],
+        class_weights: Literal["none", "balanced"],
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)],
+        dropout: Annotated[float, Field(ge=0, lt=1)],
+    ):
+        super().__init__()
+        self.class_weights: Tensor | None
+        self.multi, counts = facts["labelling"] == "multi", facts["train"]["per_label"]
+        if self.multi and class_weights == "balanced":
+            raise ValueError("class_weights=balanced and several labels a picture do not go together; use class_weights=none")
+        if self.multi and label_smoothing:
+            raise ValueError("label_smoothing and several labels a picture do not go together; use label_smoothing=0")
+        self.labels, self.processor, self.tune, self.start, self.smoothing = list(labels), processor, tune, start, label_smoothing
+        self.dropout = 0.0 if tune == "probe" else dropout
+        self.head: nn.Module = _layer(model, len(labels))
+        if tune == "knn":
+            self.head = _Neighbours(model.dim, len(labels), neighbours, temperature, self.multi)
+        self._still = only_last(model, tune if isinstance(tune, int) else 0) if tune != "full" else []
+        weights = [sum(counts.values()) / (len(labels) * max(1, counts.get(x, 0))) for x in labels]
+        self.register_buffer("class_weights", torch.tensor(weights) if class_weights == "balanced" else None, persistent=False)
+
+    @staticmethod
+    def coder(config: Mapping[str, Any]) -> LabelCoder:
+        return LabelCoder(config["labelling"], "image")
+
+    def rows(self, store: Store) -> Places:
+        return Places(store.count, None, max(1, self.processor.size**2 // PATCH))
+
+    def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
+        label = torch.from_numpy(np.array(store["label"].values[rows], np.int64))  # [B, 1], or [B, C] of 0 and 1
+        return {**self.processor.read(store, rows, keys), "label": label if self.multi else label[:, 0]}
+
+    def logits(self, model: Backbone, batch: Batch) -> Tensor:
+        """Of normalised pixels: [B, labels]."""
+        vector = F.dropout(model.pool(model.encode(batch), batch), self.dropout, self.training)
+        return self.head(vector).float()
+
+    def forward(self, model: Backbone, batch: Batch) -> Output:
+        target = self._target(batch["label"])
+        if self.training:
+            for module in self._still:
+                module.eval()  # statistics and dropout of blocks that do not learn are as in use
+            pixels, augment = self.processor.views(batch)[0], self.processor.augment
+            if augment is not None:
+                pixels, target = augment.mix(pixels, target, batch["draws"])
+        else:
+            pixels = self.processor.plain(batch["pixels"])
+        logits = self.logits(model, {"pixels": pixels})
+        return Output(self._losses(logits, target).mean(), self._logs(logits, target), logits)
+
+    def _target(self, label: Tensor) -> Tensor:
+        """[B, C] of shares"""
+        return label.float() if self.multi else F.one_hot(label, len(self.labels)).float()
+
+    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """[B]"""
+        if self.multi:
+            return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+        losses = F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
+        if self.class_weights is not None:  # mean weight 1 over the training set: batches keep their weight
+            losses = losses * (target @ self.class_weights.to(target.device))
+        return losses
+
+    def _logs(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Of a picture that is mixed of two, the share of the one it was taken for."""
+        return {} if self.multi else {"accuracy": target.gather(1, logits.detach().argmax(-1, keepdim=True)).mean()}
+
+    def begin(self, model: Backbone, stream: Any) -> None:
+        """Solve the head on the frozen network: tuning begins at the linear probe's score (Kumar et al. 2022), or that was all."""
+        if self.start == "random" and self.tune not in ("probe", "knn"):
+            return
+        known, label = labelled(model, self.processor, stream, BANK if self.tune == "knn" else PROBED)
+        target = self._target(label)
+        if isinstance(self.head, _Neighbours):
+            self.head.remember(known, target)
+            return
+        weight, bias = linear(known, len(self.labels), lambda logits: self._losses(logits, target).mean(), STRENGTH)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)  # type: ignore[operator]
+            self.head.bias.copy_(bias)  # type: ignore[operator]
+        self.head.requires_grad_(self.tune != "probe")
+
+    @torch.no_grad()
+    def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
+        return [{"logits": row} for row in self.logits(model, {"pixels": self.processor.plain(batch["pixels"])}).cpu().tolist()]
+
+    def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
+        """`rank` is how many classes were held for likelier than the one it is."""
+        logits = np.array(parts[0]["logits"])
+        shown: dict[str, Any] = {}
+        if self.multi:
+            probabilities = 1 / (1 + np.exp(-logits))
+            chosen: Any = [self.labels[i] for i in np.flatnonzero(probabilities > 0.5)]
+        else:
+            e = np.exp(logits - logits.max())
+            probabilities = e / e.sum()
+            chosen = self.labels[int(probabilities.argmax())]
+            if example in self.labels:
+                shown["rank"] = int((logits > logits[self.labels.index(example)]).sum())
+        named = {x: round(float(p), 6) for x, p in zip(self.labels, probabilities, strict=True)}
+        return {"prediction": chosen, **shown, "probabilities": named}
+
+    def kept(self, prediction: Prediction) -> Any:
+        """What `score` needs of a prediction: of one label also its rank and how sure it was, of several the probabilities."""
+        probabilities = list(prediction["probabilities"].values())
+        if self.multi:
+            return prediction["prediction"], np.array(probabilities, np.float32)
+        return prediction["prediction"], prediction["rank"], max(probabilities)
+
+    def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
+        """Of what `kept` gave; of bare labels, scores that need no more."""
+        ids = {label: i for i, label in enumerate(self.labels)}
+        more = [p[1:] for p in predictions if isinstance(p, tuple)]
+        said = [p[0] for p in predictions] if more else predictions
+        if self.multi:
+            true = _rows_of(gold, ids)
+            return metrics.multi_label(true, _rows_of(said, ids), self.labels) | (
+                {"map": metrics.label_map(true, np.stack([p for (p,) in more]))} if more else {}
+            )
+        true, guess = (np.array([ids[x] for x in values], np.int32) for values in (gold, said))
+        scores = metrics.classification(true, guess, self.labels)
+        scores |= {"top1": scores["accuracy"], "top1_interval": scores["accuracy_interval"]}
+        if not more:
+            return scores
+        ranks, sure = zip(*more, strict=True)
+        top5 = metrics.within(ranks, (5,), "top") if len(self.labels) > 5 else {}
+        return {**scores, **top5, "ece": metrics.calibration_error(sure, true == guess)}
+
+
+class _Neighbours(nn.Module):
+    """The votes of the k nearest by cosine, each with exp(similarity / temperature), as logits: [B, D] -> [B, labels]."""
+
+    def __init__(self, dim: int, labels: int, k: int, temperature: float, multi: bool):
+        super().__init__()
+        self.k, self.temperature, self.multi = k, temperature, multi
+        self.register_buffer("bank", torch.zeros(0, dim))  # [N, D], of unit length
+        self.register_buffer("target", torch.zeros(0, labels))  # [N, C], what each votes for
+        self.bank: Tensor
+        self.target: Tensor
+
+    def remember(self, vectors: Tensor, target: Tensor) -> None:
+        self.bank, self.target = F.normalize(vectors.float(), dim=-1), target.float()
+
+    def forward(self, vector: Tensor) -> Tensor:
+        similarity, rows = (F.normalize(vector.float(), dim=-1) @ self.bank.t()).topk(min(self.k, len(self.bank)))
+        votes = ((similarity / self.temperature).softmax(-1)[:, None] @ self.target[rows])[:, 0]
+        return votes.logit(1e-6) if self.multi else votes.clamp(min=1e-6).log()
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        for name in ("bank", "target"):
+            if f"{prefix}{name}" in state:  # as many as were remembered
+                setattr(self, name, torch.empty_like(state[f"{prefix}{name}"], device=getattr(self, name).device))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _layer(model: Backbone, labels: int) -> nn.Linear:
+    layer = nn.Linear(model.dim, labels)
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _rows_of(values: Sequence[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:
+    """Lists of labels as [N, C] of 0 and 1."""
+    rows = np.zeros((len(values), len(ids)), np.int8)
+    for row, labels in zip(rows, values, strict=True):
+        row[[ids[label] for label in labels]] = 1
+    return rows
