@@ -1,7 +1,7 @@
 """A network held still: which of its blocks learn, the vectors that it gives, and a linear layer solved on them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from sslcli.errors import BadInput
 from sslcli.losses import settle
 
 PIXELS_CPU, PIXELS_CUDA = 1 << 19, 1 << 22  # of one forward pass without gradients
-FLAT = 0.05  # of the mean deviation: a feature that varies less is not blown up to vary as the others do
+RIDGES = [10.0 ** (i / 2) for i in range(-10, 5)]  # times the mean variance of the features
+SLOPES = (1, 2, 4, 8, 16, 32)  # that make logits of what least squares says, which is about 0 or 1
+CHOOSING = 4096  # rows that the ridge is chosen on
 
 
 def only_last(model: Backbone, blocks: int) -> list[nn.Module]:
@@ -64,15 +66,54 @@ def labelled(model: Backbone, processor: Pixels, stream: Any, most: int) -> tupl
     return vectors(model, pixels, rows, processor.size), torch.cat(labels)
 
 
-def linear(vectors: Tensor, outputs: int, loss: Callable[[Tensor], Tensor], strength: float) -> tuple[Tensor, Tensor]:
-    """(weight [C, D], bias [C]) of the layer whose logits make `loss` least, solved on standardised vectors [N, D] (their scale is then
-    folded into the layer). `strength`: the inverse of the ridge, as C in scikit-learn."""
-    center, scale = vectors.mean(0), vectors.std(0, correction=0)
-    scale = scale.clamp(min=float(FLAT * scale.mean()) + 1e-12)
-    x = (vectors - center) / scale
-    weight, bias = (torch.zeros(outputs, *rest, device=x.device, requires_grad=True) for rest in ((x.shape[1],), ()))
+def principal(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(centre [D], variances [D], axes [D, D]) of vectors [N, D], in double."""
+    center = vectors.double().mean(0)
+    x = vectors.double() - center
+    values, axes = torch.linalg.eigh(x.t() @ x / len(x))
+    return center, values.clamp(min=values[-1] * 1e-12), axes
+
+
+def left_out(vectors: Tensor, target: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Of ridges from weak to strong: (the ridge as a share of the mean variance, the layer [D, C] of least squares on the principal axes,
+    what it says of each row [N, C] when that row is left out). The hat matrix tells the last without refitting."""
+    center, values, axes = principal(vectors)
+    rotated, mean = (vectors.double() - center) @ axes, target.double().mean(0)
+    y = target.double() - mean
+    moments = rotated.t() @ y / len(y)
+    for share in RIDGES:
+        variances = values + share * values.mean()
+        layer = moments / variances[:, None]
+        leverage = rotated.square() @ (1 / variances) / len(y) + 1 / len(y)  # 1 / N: the mean is fitted too
+        residual = (y - rotated @ layer) / (1 - leverage.clamp(max=1 - 1e-9))[:, None]
+        yield share, layer, y - residual + mean
+
+
+def linear(vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], strength: float = 0.3) -> tuple[Tensor, Tensor]:
+    """(weight [C, D], bias [C]) of the layer whose logits on vectors [N, D] make loss(logits, target [N, C]) least.
+
+    Solved (L-BFGS) on whitened vectors, and folded back. Features of a network differ in variance by orders of magnitude, and the small
+    ones tell classes apart too: how far they are evened out is what leaves the least loss when each row is left out. `strength`: the
+    inverse of the ridge on the layer, as C in scikit-learn.
+    """
+    center, projection = whitening(vectors, target, loss)
+    x = ((vectors.double() - center) @ projection).float()
+    weight, bias = (torch.zeros(target.shape[1], *rest, device=x.device, requires_grad=True) for rest in ((x.shape[1],), ()))
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        settle([weight, bias], lambda: loss(x @ weight.t() + bias), 1 / (2 * strength * len(x)))
+        settle([weight, bias], lambda: loss(x @ weight.t() + bias, target), 1 / (2 * strength * len(x)))
     with torch.no_grad():
-        weight = weight / scale
-        return weight, bias - weight @ center
+        folded = weight.double() @ projection.t()
+        return folded.float(), (bias.double() - folded @ center).float()
+
+
+@torch.no_grad()
+def whitening(vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """(centre [D], projection [D, D]), in double: principal axes, each over the root of its variance and of the ridge that fits best."""
+    some = slice(0, None, -(-len(vectors) // CHOOSING))
+
+    def left(said: Tensor) -> float:
+        return min(float(loss((said.float() - 0.5) * slope, target[some])) for slope in SLOPES)
+
+    share = min((left(said), share) for share, _, said in left_out(vectors[some], target[some]))[1]
+    center, values, axes = principal(vectors)
+    return center, axes / (values + share * values.mean()).sqrt()

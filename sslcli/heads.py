@@ -99,7 +99,7 @@ class Prototypes(nn.Module):
 
 
 class Layer(nn.Module):
-    """A layer of a vision transformer (pre-norm), [B, T, D] -> [B, T, D]."""
+    """A layer of a vision transformer (pre-norm), [B, T, D] -> [B, T, D]; `last`: of so many last tokens only, [B, last, D]."""
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()
@@ -108,8 +108,10 @@ class Layer(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
         query, key, value = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if last is not None:
+            x, query = x[:, -last:], query[:, :, -last:]
         mixed, _ = attend(self, query, key, value, None, is_causal=False)
         x = x + self.out(mixed.flatten(2))
         return x + self.down(F.gelu(self.up(self.after(x))))

@@ -33,6 +33,18 @@ class Start:
     random: bool = False  # the architecture of `source` with untrained weights
     views: int = 1  # of a picture that are used
 
+    @classmethod
+    def of(
+        cls,
+        goal: type[Objective],
+        source: str | None,
+        columns: Sequence[str],
+        seed: int,
+        dropout: float | None = None,
+        random: bool = False,
+    ) -> "Start":
+        return cls(source, goal.head_kind, goal.row_length, columns, seed, dropout, random, getattr(goal, "least_views", 1))
+
 
 class Modality(ABC):
     """The `data` node: what a user said about data of one kind, and how that kind becomes batches, networks and files."""
@@ -58,7 +70,7 @@ class Modality(ABC):
 
     @abstractmethod
     def corpus(self, processor: Any, progress: Callable[[int], None], only: str | None = None) -> Any:
-        """Unlabelled stores by split (data.splits.Prepared); `only`: the one split that is wanted."""
+        """Unlabelled stores by split (data.text.Prepared); `only`: the one split that is wanted."""
 
     @abstractmethod
     def examples(self, coder: Any, processor: Any, labels: list[str] | None = None, only: str | None = None) -> Any:

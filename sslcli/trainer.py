@@ -128,8 +128,8 @@ class Trainer:
             raise Preempted(f"stopped by {name} {where}; run.dir={self.run.dir} resume=auto continues")
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer, self.modules))
         self.world.same([*self.modules.parameters(), *self.modules.buffers()])
-        facts = self.at.facts(self.batch_size)
-        return {**facts, "peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
+        more = {"peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
+        return self.at.facts(self.batch_size) | more
 
     def _begin(self) -> None:
         """Whatever objectives set from their data, alike on all ranks."""
@@ -278,10 +278,9 @@ class Trainer:
         plain = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
         self.run.append("metrics.jsonl", {"step": at.done, "valid": plain})
         self.screen.detail(f"step {at.done:,}: " + "  ".join(f"{k} {v:.4f}" for k, v in plain.items()))
-        if objective.metric not in scores:  # nobody looked this time
-            return
-        score, before = float(scores[objective.metric]), at.best
-        best = before["score"]
+        if objective.metric not in scores:
+            return  # nobody looked this time
+        score, before, best = float(scores[objective.metric]), at.best, at.best["score"]
         better = best is None or (score > best if objective.higher_is_better else score < best)
         at.best = {"score": score, "step": at.done, "waited": 0} if better else {**before, "waited": before["waited"] + 1}
         if better and not any(self.world.gather(self.keeper.save(at, self.modules, self.optimizer))):

@@ -77,6 +77,17 @@ def test_one_line_says_it(name: str, file: str, content: bytes, expected: str, k
     assert raised is kind and again == said, "what was prepared with skip does not pass with fail"
 
 
+def test_a_run_ends_before_its_first_step(ssl, tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        scene(seed=i).save(tmp_path / "photos" / f"{i}.png")
+    for content, code, reason in ((b"", 2, "0 bytes"), (SVG, 10, "is an SVG drawing")):
+        (tmp_path / "photos" / "bad.png").write_bytes(content)
+        done = ssl("pretrain", "data=images", "data.train=photos", "model=vit_micro", "run.dir=run")
+        assert done.code == code and f"photos/bad.png: {reason}" in done.err and "Traceback" not in done.err, done.err
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_simplejpeg_or_not_the_same_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     form = Form(16, 3, "crop", 50_000_000, 8, "one")

@@ -1,8 +1,7 @@
-"""The front door of pictures: every format and source, one stated form, held-out parts, nothing decoded twice."""
+"""The front door of pictures: where they come from, labels and held-out parts, nothing decoded twice."""
 
 import csv
 import gzip
-import io
 import json
 import struct
 from pathlib import Path
@@ -13,22 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image, ImageOps
 
-from sslcli.data import decoded, image_store, picture
+from sslcli.data import decoded, image_store
 from sslcli.data.decoded import in_order
 from sslcli.data.digits import Digits
 from sslcli.data.examples import examples_of
 from sslcli.data.image_look import look, settled
 from sslcli.data.image_source import Folder
 from sslcli.data.labels import LabelCoder
-from sslcli.data.picture import Form, decode
 from sslcli.data.pixels import Pixels
 from sslcli.data.store import MOST_READERS
-from sslcli.errors import BadCheckpoint, BadInput
-from tests.pictures import corpus, encoded, folder_of_classes, node, processor, scene, several, turned
-
-FORM = Form(16, 3, "crop", 50_000_000, 8, "one")
+from sslcli.errors import BadInput
+from tests.pictures import corpus, encoded, folder_of_classes, node, processor, scene
 
 
 def labelled(train: Any, labelling: Any = "auto", size: int = 16, **keys: Any):
@@ -38,117 +33,6 @@ def labelled(train: Any, labelling: Any = "auto", size: int = 16, **keys: Any):
 def lines(store) -> list[dict]:
     examples = examples_of(store)
     return [json.loads(examples.text(i)) for i in range(examples.count)]
-
-
-# the form
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_every_format_is_read(kind: str, tmp_path: Path) -> None:
-    scene().save(tmp_path / f"a.{kind.lower()}")
-    prepared = corpus(tmp_path, size=30)
-    got = processor(30).take(prepared.stores["train"], np.arange(1))[0].permute(1, 2, 0).numpy()
-    assert np.abs(got.astype(int) - np.asarray(scene())[:, 5:35]).mean() < (12 if kind in ("JPEG", "GIF", "WEBP") else 1e-9)
-    assert prepared.facts["train"] == {
-        "examples": 1, "pixels": [3, 30, 30], "per_label": {}, "counted": {"palette": 1} if kind == "GIF" else {},
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("fit", ["crop", "stretch"])
-@pytest.mark.parametrize("size", [16, 30, 64])
-def test_it_is_what_transformers_makes_of_it(fit: Any, size: int, tmp_path: Path) -> None:
-    from transformers import AutoImageProcessor
-
-    ours = Pixels(size, 3, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25], True, None, fit)
-    ours.save(tmp_path)
-    theirs = AutoImageProcessor.from_pretrained(tmp_path)(scene(150, 101), return_tensors="pt")["pixel_values"]
-    form = Form(size, 3, fit, 50_000_000, 8, "one")
-    made = ours.plain(torch.from_numpy(decode(encoded(scene(150, 101), "PNG"), form).pixels.copy())[None])
-    assert (made - theirs).abs().max() <= 1.01 / 255 / 0.2 and (made - theirs).abs().mean() < 0.02 / 255
-    again = Pixels.load(tmp_path)
-    assert (again.size, again.fit, again.mean, again.std, again.mirror) == (size, fit, ours.mean, ours.std, True)
-
-
-def test_a_folder_without_a_processor_says_so(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="this is not a model of images"):
-        Pixels.load(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": 3}')
-    with pytest.raises(BadCheckpoint, match="does not say how pictures are prepared"):
-        Pixels.load(tmp_path)
-
-
-def test_padding_keeps_all_of_it() -> None:
-    made = decode(encoded(scene(40, 20), "PNG"), Form(20, 3, "pad", 10**8, 8, "one")).pixels
-    assert not made[:, :5].any() and not made[:, 15:].any() and made[:, 5:15].any(0).all()
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_rotation_by_exif_is_applied(kind: str) -> None:
-    """I10, all eight of them, as Pillow's own function does it."""
-    for orientation in range(1, 9):
-        data = turned(scene(41, 30), kind, orientation, **({"lossless": True} if kind == "WEBP" else {}))
-        straight = encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), "PNG")
-        made = decode(data, FORM)
-        assert (made.pixels == decode(straight, FORM).pixels).all(), orientation
-        assert ("rotated" in made.counted) == (orientation > 1 and kind != "TIFF")
-
-
-def test_other_modes_become_the_form() -> None:
-    """I8: the stated rule."""
-    grey = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)
-    clear = np.dstack([np.zeros((16, 16, 3), np.uint8), grey])  # black, ever less transparent
-    deep = Image.fromarray((grey.astype(np.uint16) << 8) + 7)
-    cases = [
-        (Image.fromarray(grey), "PNG", grey, []),
-        (deep, "PNG", grey, ["16_bit"]),
-        (deep, "TIFF", grey, ["16_bit"]),
-        (Image.fromarray(clear), "PNG", 255 - grey, ["transparent"]),
-        (Image.fromarray(clear).convert("LA"), "PNG", 255 - grey, ["transparent"]),
-        (Image.fromarray(grey > 99), "PNG", (grey > 99) * 255, []),
-        (Image.fromarray(grey).convert("P"), "PNG", grey, ["palette"]),
-    ]
-    for image, kind, expected, counted in cases:
-        made = decode(encoded(image, kind), FORM)
-        assert np.abs(made.pixels.astype(int) - expected).max() <= 1 and made.counted == counted, (image.mode, kind)
-    holes = scene(16, 16).convert("P")
-    made = decode(encoded(holes, "PNG", transparency=int(np.asarray(holes)[0, 0])), FORM)
-    assert (made.pixels[:, 0, 0] == 255).all() and made.counted == ["transparent"]
-    made = decode(encoded(scene(16, 16).convert("CMYK"), "TIFF"), FORM)
-    assert made.counted == ["cmyk"] and np.abs(made.pixels.transpose(1, 2, 0).astype(int) - np.asarray(scene(16, 16))).max() <= 2
-    luma = decode(encoded(scene(16, 16), "PNG"), Form(16, 1, "crop", 10**8, 8, "one"))
-    assert (luma.pixels[0] == np.asarray(scene(16, 16).convert("L"))).all() and luma.counted == ["colour_to_grey"]
-    for mode in ("I", "F"):
-        with pytest.raises(picture.Refused, match="holds 32 bits a pixel"):
-            decode(encoded(Image.fromarray(grey).convert(mode), "TIFF"), FORM)
-
-
-JPEGS = {
-    "plain": encoded(scene(300, 200), "JPEG", quality=90),
-    "4:4:4": encoded(scene(300, 200), "JPEG", subsampling=0),
-    "progressive": encoded(scene(300, 200), "JPEG", progressive=True),
-    "odd sides": encoded(scene(301, 203), "JPEG"),
-    "grey": encoded(scene(300, 200).convert("L"), "JPEG"),
-    "CMYK": encoded(scene(300, 200).convert("CMYK"), "JPEG"),
-    "turned": turned(scene(300, 200), "JPEG", 6),
-    "several pictures (MPO)": several("MPO"),
-    "damaged but readable": encoded(scene(300, 200), "JPEG")[:-2] + b"\0" * 9 + b"\xff\xd9",
-}
-
-
-@pytest.mark.skipif(picture.simplejpeg is None, reason="simplejpeg is not installed (extra vision)")
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", JPEGS)
-def test_simplejpeg_and_pillow_agree(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in (16, 48, 150):
-        form = Form(size, channels, "crop", 50_000_000, 8, "one")
-        fast = decode(JPEGS[name], form)
-        with monkeypatch.context() as without:
-            without.setattr(picture, "simplejpeg", None)
-            slow = decode(JPEGS[name], form)
-        assert np.abs(fast.pixels.astype(int) - slow.pixels).max() <= 1 and sorted(fast.counted) == sorted(slow.counted), size
-
-
-# where pictures come from
 
 
 def test_the_folders_of_classes_are_labels(tmp_path: Path) -> None:
@@ -349,7 +233,10 @@ def test_a_batch_is_slices_and_draws(tmp_path: Path) -> None:
     assert torch.allclose(pixels.plain(batch["pixels"]), (batch["pixels"] / 255 - mean) / std, atol=1e-5)
 
 
-def test_names_are_relative_in_a_fingerprint(tmp_path: Path) -> None:
+def test_a_copy_of_a_folder_is_the_same_data_under_its_own_name(tmp_path: Path) -> None:
     a, b = (folder_of_classes(tmp_path / name / "photos") for name in ("a", "b"))
-    prints = [Folder([(str(root), [])]).fingerprint()[0]["sha256"] for root in (a, b)]
-    assert prints[0] == prints[1], "the same pictures elsewhere need not be decoded again"
+    prints = [Folder([(str(root), [])]).fingerprint()[0] for root in (a, b)]
+    assert prints[0] == prints[1], "a run goes on where its data was moved to"
+    for root in (a, b):
+        assert lines(labelled(root).stores["train"])[0]["input"] == str(root / "cat" / "000.png")
+    assert labelled(f"{b}/").stores["train"].path == labelled(b).stores["train"].path

@@ -67,7 +67,7 @@ def test_accumulation_is_a_larger_batch(ssl, data, gradients, verb) -> None:
     for micro in (16, 1):
         assert ssl(*command, "trainer.precision=bf16", f"trainer.micro_batch_size={micro}", f"run.dir=b{micro}").code == 0
     whole, pieces = far(gradients[0], gradients[3]), far(gradients[0], gradients[4])
-    assert pieces < max(1.2 * whole, 0.02), (whole, pieces)
+    assert pieces < max(1.5 * whole, 0.02), (whole, pieces)
 
 
 def test_two_terms_are_their_weighted_sum(ssl, data, gradients, monkeypatch) -> None:

@@ -30,7 +30,7 @@ class OtherData:
         own: Modality,
         *,
         test: Where,
-        columns: dict[Literal["text", "label", "tokens", "tags", "image"], str | None],
+        columns: dict[Literal["text", "label", "tokens", "tags", "image"], str | list[str] | None],
         encoding: str | None,
         delimiter: str | None,
         on_bad_record: Literal["fail", "skip"] | None,

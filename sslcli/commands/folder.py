@@ -70,6 +70,13 @@ class Folder:
         if prepared.bad:
             self.call.screen.warn(f"{len(prepared.bad):,} bad records left out; they are in {self.run.dir / 'bad_records.jsonl'}")
 
+    def views(self, source: Modality, processor: Processor, store: Any) -> dict[str, Any]:
+        """A receipt of what is learnt from views, and a warning where they cannot teach."""
+        seen, doubt = source.views(processor, store)
+        if doubt:
+            self.call.screen.warn(doubt)
+        return seen
+
     def model(self, model: Any, processor: Processor, sizes: Mapping[str, int]) -> None:
         loaded = model.loaded
         origin = (

@@ -45,22 +45,19 @@ def pretrain(
     resume: Literal["auto"] | bool,
     plugins: list[str],
 ) -> dict[str, Any]:
-    call.refuse_both("from", "model", "from= brings its own model")
-    call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
+    for key in ("model", "tokenizer"):
+        call.refuse_both("from", key, f"from= brings its own {key}")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
         source = data.build(seed)
-        kind = objective.cls
-        first = Start(from_, kind.head_kind, kind.row_length, source.unlabelled, seed, views=getattr(kind, "least_views", 1))
+        first = Start.of(objective.cls, from_, source.unlabelled, seed)
         processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
         with call.screen.progress("preparing", None) as bar:
             prepared = source.corpus(processor, lambda done: bar.update(done, source.prepared(done)))
         folder.data(source, prepared, processor.length)
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
-        seen, doubt = source.views(processor, prepared.stores["train"])
-        if doubt:
-            call.screen.warn(doubt)
+        seen = folder.views(source, processor, prepared.stores["train"])
 
         # what it learns
         goal = objective.build(backbone, processor)
@@ -81,16 +78,16 @@ def pretrain(
         # what stays
         if stream.places.width > 1:
             facts["tokens_per_second"] = round(facts["examples_per_second"] * stream.places.width, 1)
+        modules.eval()
+        stores = prepared.stores
         scores: dict[str, Any] = {"train": facts}
-        for split in ("valid", "test"):
-            if split in prepared.stores and prepared.stores[split].count:
-                modules.eval()
-                scores[split] = held_out(goal, backbone, prepared.stores[split], replicas, engine.batch_size)
-                scores[split] |= source.transfer(backbone, processor, prepared.stores["train"], prepared.stores[split])
+        for split in (s for s in ("valid", "test") if s in stores and stores[s].count):
+            scores[split] = held_out(goal, backbone, stores[split], replicas, engine.batch_size)
+            scores[split] |= source.transfer(backbone, processor, stores["train"], stores[split])
         folder.save_model(source, backbone, getattr(goal, "head", None), processor)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **seen}
         if replicas.leads:
-            folder.pictures(source, goal, backbone, prepared.stores.get("test") or valid or prepared.stores["train"])
+            folder.pictures(source, goal, backbone, stores.get("test") or valid or stores["train"])
         return folder.finish(scores, receipts, HEADLINE)
 
 

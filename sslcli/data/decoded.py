@@ -1,11 +1,11 @@
 """Pictures decoded once, in parallel and in bounded memory, into a store of bytes."""
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,10 @@ def decoded(data: ImageData, split: str, processor: Pixels, progress: Progress =
         return None
     if labelled and "label" not in pictures.columns:
         raise BadInput(f"data.{split}={printable(getattr(data, split))}: no labels; {pictures.unlabelled()}")
-    form = data.form(processor.size, processor.channels, processor.fit)
+    form, spec = data.form(processor.size, processor.channels, processor.fit), getattr(data, split)
     key: dict[str, Any] = {
         "kind": "pixels",
+        "named": [os.path.normpath(s) for s in ([spec] if isinstance(spec, str) else spec or [])],  # the store names files so
         "files": pictures.fingerprint(),
         "columns": pictures.columns,
         "reading": [data.encoding, data.delimiter],
@@ -88,7 +89,7 @@ def _build(making: Path, key: str, pictures: Pictures, form: Form, data: ImageDa
 
 def in_order(pictures: Iterable[Any], work: Callable[[list[Any]], Any], most: int) -> Iterator[Any]:
     """`work` of one block of pictures after the other, several at a time; memory is that of the blocks under way."""
-    threads = min(cpu_count() or 1, MOST_READERS)
+    threads = min(os.cpu_count() or 1, MOST_READERS)
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for block in _blocks(pictures, max(1, min(most, BLOCK))):

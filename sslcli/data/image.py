@@ -54,6 +54,7 @@ class ImageData:
         self.max_pixels, self.min_side, self.frames, self.mirror = max_pixels, min_side, frames, mirror
         self.shots, self.valid_fraction, self.on_bad_record, self.allow_changed = shots, valid_fraction, on_bad_record, allow_changed
         self.delimiter, self.encoding = delimiter, encoding
+        self._opened: dict[str, Pictures] = {}
 
     @staticmethod
     def contradiction(keys: Mapping[str, Any]) -> str | None:
@@ -69,10 +70,12 @@ class ImageData:
             if split == "train":
                 raise BadInput("data.train: missing; name a folder, a glob, a list (CSV, JSON lines), parquet, IDX, hf:<name> or digits")
             return None
-        named = {str(k): v for k, v in self.columns.items()}
-        return open_pictures(
-            f"data.{split}", spec, columns=named, encoding=self.encoding, delimiter=self.delimiter, policy=self.on_bad_record
-        )
+        columns = {str(k): v for k, v in self.columns.items()}
+        reading: dict[str, Any] = {"columns": columns, "encoding": self.encoding, "delimiter": self.delimiter, "policy": self.on_bad_record}
+        asked = repr((split, spec, reading))  # a folder of a million pictures is walked through once
+        if asked not in self._opened:
+            self._opened[asked] = open_pictures(f"data.{split}", spec, **reading)
+        return self._opened[asked]
 
     def form(self, size: int, channels: int, fit: Fit) -> Form:
         return Form(size, channels, fit, self.max_pixels, self.min_side, self.frames)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -184,6 +184,10 @@ class Folder:
         return bool(seen) and "" not in seen and not {s.lower() for s in seen} <= SPLITS
 
     def fingerprint(self) -> list[dict[str, Any]]:
+        return self._prints
+
+    @cached_property
+    def _prints(self) -> list[dict[str, Any]]:
         found = []
         for root, files in self.groups:
             digest = contents_hash(partial(_named, files, root))

@@ -1,11 +1,13 @@
 """Pictures that stand in tables: parquet and hub data sets with their bytes, CSV and JSON lines with their paths."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from sslcli.data.image_source import Picture, walk
+from sslcli.data.header import SUFFIXES
+from sslcli.data.image_source import Picture
 from sslcli.data.lines import Bad
 from sslcli.data.reader import Reader, wrong_type
 from sslcli.data.source import Source
@@ -28,7 +30,6 @@ class Table:
         if self.classes:
             self.columns["label"] = self.classes
             self._check_classes()
-        self._prints: list[dict[str, Any]] | None = None
 
     def __iter__(self) -> Iterator[Picture | tuple[str, Bad]]:
         for item in self.source.records():
@@ -79,24 +80,34 @@ class Table:
         """Whether there are paths, not the pictures themselves: as the first record says."""
         return isinstance(next((p.image for p in self if isinstance(p, Picture)), None), str)
 
-    def _paths(self) -> Iterator[str]:
-        return (p.image for p in self if isinstance(p, Picture) and isinstance(p.image, str)) if self._lists else iter(())
+    def _listed(self) -> Iterator[tuple[str, str]]:
+        """(list, path) of the pictures that are files of their own."""
+        return ((p.file, p.image) for p in (self if self._lists else ()) if isinstance(p, Picture) and isinstance(p.image, str))
+
+    @cached_property
+    def _prints(self) -> list[dict[str, Any]]:
+        found = self.source.fingerprint()
+        if not self._lists:
+            return found
+        digest = contents_hash(lambda: ((path.removeprefix(os.path.dirname(file)), path) for file, path in self._listed()))
+        return [*found, {"file": f"pictures listed in {found[0]['file']}", "sha256": digest}]
 
     def fingerprint(self) -> list[dict[str, Any]]:
-        if self._prints is None:
-            found = self.source.fingerprint()
-            if self._lists:
-                digest = contents_hash(lambda: ((p, p) for p in self._paths()))
-                found = [*found, {"file": f"pictures listed in {found[0]['file']}", "sha256": digest}]
-            self._prints = found
         return self._prints
 
     def unlabelled(self) -> str:
         return "no column for the label; choose with data.columns.label=<name>"
 
     def counted(self) -> dict[str, int]:
-        """Pictures beside the list, or below it, that it does not name."""
-        listed = {os.path.normpath(p) for p in self._paths()}
-        folders = {os.path.dirname(item[0]) for item in self.source.records()} if listed else set()
-        beside = {os.path.normpath(p) for f in folders for p in walk(f or ".") if isinstance(p, str)}
-        return {"unlisted": len(beside - listed)} if beside & listed else {}
+        """Pictures that the list does not name, in those of its own folders of which it names some."""
+        listed, bases = set(), set()
+        for file, path in self._listed():
+            listed.add(os.path.normpath(path))
+            bases.add(os.path.normpath(os.path.dirname(file)))
+        folders = {os.path.dirname(p) or "." for p in listed}
+        unlisted = 0
+        for folder in (f for f in folders if any(not os.path.relpath(f, base).startswith("..") for base in bases)):
+            with contextlib.suppress(OSError):
+                names = (n for n in os.listdir(folder) if os.path.splitext(n)[1].lower() in SUFFIXES)
+                unlisted += sum(os.path.normpath(os.path.join(folder, name)) not in listed for name in names)
+        return {"unlisted": unlisted}

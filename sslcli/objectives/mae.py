@@ -42,7 +42,7 @@ class MAE(ImageObjective):
         self.ratio, self.normalise, self.patches = ratio, normalise, side * side
         self.seen = max(1, int(self.patches * (1 - ratio)))
         self.enter, self.leave = nn.Linear(model.dim, width), nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, content))
-        self.decoder = nn.Sequential(*(Layer(width, heads, 4 * width) for _ in range(layers)))
+        self.decoder = nn.ModuleList(Layer(width, heads, 4 * width) for _ in range(layers))
         self.mask = nn.Parameter(torch.zeros(width))
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(side, width), persistent=False)
@@ -82,8 +82,10 @@ class MAE(ImageObjective):
         places = torch.cat([visible, hidden], 1)
         patches = torch.cat([tokens[:, first:], self.mask.to(tokens.dtype).expand(*hidden.shape, -1)], 1)
         patches = patches + self.positions.to(tokens.dtype)[places]
-        decoded = self.decoder(torch.cat([tokens[:, :first], patches], 1))
-        return encoded, self.leave(decoded[:, -hidden.shape[1] :]).float()
+        tokens = torch.cat([tokens[:, :first], patches], 1)
+        for layer in self.decoder[:-1]:
+            tokens = layer(tokens)
+        return encoded, self.leave(self.decoder[-1](tokens, hidden.shape[1])).float()  # nobody asks for the visible ones
 
     @torch.no_grad()
     def reconstruct(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

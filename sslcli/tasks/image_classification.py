@@ -17,7 +17,6 @@ from sslcli.data.store import Store
 from sslcli.frozen import labelled, linear, only_last
 
 PROBED, BANK = 10_000, 50_000  # rows that the starting head is solved on, and that neighbours are looked for among
-STRENGTH = 1.0  # of that solution: the inverse of its ridge, for standardised features (C in scikit-learn)
 PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
 
 
@@ -119,7 +118,7 @@ class ImageClassification(Task):
         if isinstance(self.head, _Neighbours):
             self.head.remember(known, target)
             return
-        weight, bias = linear(known, len(self.labels), lambda logits: self._losses(logits, target).mean(), STRENGTH)
+        weight, bias = linear(known, target, lambda logits, target: self._losses(logits, target).mean())
         with torch.no_grad():
             self.head.weight.copy_(weight)  # type: ignore[operator]
             self.head.bias.copy_(bias)  # type: ignore[operator]
