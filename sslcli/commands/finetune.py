@@ -83,7 +83,7 @@ def finetune(
         modules.eval()
         folder.save_model(source, backbone, goal.head, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
         scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, baseline)}
-        if replicas.leads and len(scores) > 1:
+        if len(scores) > 1:
             folder.pictures(source, goal, backbone, prepared.stores["test" if "test" in scores else "valid"])
         return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
 

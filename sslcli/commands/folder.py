@@ -106,6 +106,8 @@ class Folder:
             making.rename(final)
 
     def pictures(self, source: Modality, goal: Any, model: Any, store: Any) -> None:
+        if not self.run.writes:
+            return
         with storage(self.run.dir):
             drawn, missing = source.album(self.run.dir, goal, model, store)
         self.drawn = drawn

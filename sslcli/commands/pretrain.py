@@ -65,9 +65,10 @@ def pretrain(
         folder.model(backbone, processor, parameters(modules))
 
         # training
+        stores = prepared.stores
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
-        stream = engine.stream(goal, prepared.stores["train"], seed)
-        valid = _judgeable(goal, prepared.stores, call)
+        stream = engine.stream(goal, stores["train"], seed)
+        valid = _judgeable(goal, stores, call)
         judge = _judge(goal, backbone, valid, replicas, engine.batch_size, source.watch(processor, valid)) if valid is not None else None
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
@@ -76,18 +77,16 @@ def pretrain(
             return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, ()))
 
         # what stays
+        modules.eval()
         if stream.places.width > 1:
             facts["tokens_per_second"] = round(facts["examples_per_second"] * stream.places.width, 1)
-        modules.eval()
-        stores = prepared.stores
         scores: dict[str, Any] = {"train": facts}
         for split in (s for s in ("valid", "test") if s in stores and stores[s].count):
             scores[split] = held_out(goal, backbone, stores[split], replicas, engine.batch_size)
             scores[split] |= source.transfer(backbone, processor, stores["train"], stores[split])
         folder.save_model(source, backbone, getattr(goal, "head", None), processor)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **seen}
-        if replicas.leads:
-            folder.pictures(source, goal, backbone, stores.get("test") or valid or stores["train"])
+        folder.pictures(source, goal, backbone, stores.get("test") or valid or stores["train"])
         return folder.finish(scores, receipts, HEADLINE)
 
 

@@ -35,6 +35,8 @@ class Autoencoder(ImageObjective):
         noise: Annotated[float, Field(ge=0)],
         kl: Annotated[float, Field(ge=0)],
     ):
+        if not hasattr(model, "grid"):
+            raise ValueError("autoencoder needs a network that ends in a square map of features; use model=resnet18 or model=vit_tiny")
         super().__init__(processor)
         self.noise, self.kl, self.size, self.side = noise, kl, processor.size, model.grid(processor.size)
         self.narrow = nn.Conv2d(model.dim, latent * (2 if kl else 1), 1)
