@@ -43,7 +43,7 @@ class Start:
         dropout: float | None = None,
         random: bool = False,
     ) -> "Start":
-        return cls(source, goal.head_kind, goal.row_length, columns, seed, rate, random, getattr(goal, "least_views", 1))
+        return cls(source, goal.head_kind, goal.row_length, columns, seed, dropout, random, getattr(goal, "least_views", 1))
 
 
 class Modality(ABC):
