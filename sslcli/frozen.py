@@ -17,6 +17,7 @@ PIXELS_CPU, PIXELS_CUDA = 1 << 19, 1 << 22  # of one forward pass without gradie
 RIDGES = [10.0 ** (i / 2) for i in range(-10, 5)]  # times the mean variance of the features
 SLOPES = (1, 2, 4, 8, 16, 32)  # that make logits of what least squares says, which is about 0 or 1
 CHOOSING = 4096  # rows that the ridge is chosen on
+ROUNDED, CERTAIN = 256, 16.0  # rows that rounding is measured on, and how often its variance is added: measured at 5 to 90 labels a class
 
 
 def only_last(model: Backbone, blocks: int) -> list[nn.Module]:
@@ -54,7 +55,8 @@ def vectors(model: Backbone, pixels: Callable[[np.ndarray], Tensor], rows: np.nd
 
 
 def labelled(model: Backbone, processor: Pixels, stream: Any, most: int) -> tuple[Tensor, Tensor]:
-    """Vectors [N, D] and labels [N, ...] of the rows of a training stream, or of an even sample of very many; pictures as they are."""
+    """Vectors [N, D] and labels [N, ...] of the rows of a training stream, or of an even sample of very many; pictures as they are, in
+    the precision of the weights."""
     rows = np.arange(0, stream.places.count, -(-stream.places.count // most))
     device, labels = next(model.parameters()).device, []
 
@@ -63,7 +65,24 @@ def labelled(model: Backbone, processor: Pixels, stream: Any, most: int) -> tupl
         labels.append(batch["label"].to(device))
         return processor.plain(batch["pixels"].to(device))
 
-    return vectors(model, pixels, rows, processor.size), torch.cat(labels)
+    with torch.autocast(device.type, enabled=False):
+        return vectors(model, pixels, rows, processor.size), torch.cat(labels)
+
+
+def rounding(model: Backbone, processor: Pixels, stream: Any) -> Tensor | None:
+    """What the precision of training, which autocast says, changes in vectors of some rows [M, D]; None where it changes nothing."""
+    device = next(model.parameters()).device.type
+    if not torch.is_autocast_enabled(device):
+        return None
+    exact, _ = labelled(model, processor, stream, ROUNDED)
+    kept = {p: p.data for p in model.parameters()}
+    try:
+        for parameter in kept:
+            parameter.data = parameter.data.to(torch.get_autocast_dtype(device))
+        return labelled(model, processor, stream, ROUNDED)[0] - exact
+    finally:
+        for parameter, data in kept.items():
+            parameter.data = data
 
 
 def principal(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +93,7 @@ def principal(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return center, values.clamp(min=values[-1] * 1e-12), axes
 
 
-def left_out(vectors: Tensor, target: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
+def left_out(vectors: Tensor, target: Tensor, noise: Tensor | None = None) -> Iterator[tuple[float, Tensor, Tensor]]:
     """Of ridges from weak to strong: (the ridge as a share of the mean variance, the layer [D, C] of least squares on the principal axes,
     what it says of each row [N, C] when that row is left out). The hat matrix tells the last without refitting."""
     center, values, axes = principal(vectors)
@@ -82,21 +101,27 @@ def left_out(vectors: Tensor, target: Tensor) -> Iterator[tuple[float, Tensor, T
     y = target.double() - mean
     moments = rotated.t() @ y / len(y)
     for share in RIDGES:
-        variances = values + share * values.mean()
+        variances = values + share * values.mean() + _noise(noise, axes)
         layer = moments / variances[:, None]
         leverage = rotated.square() @ (1 / variances) / len(y) + 1 / len(y)  # 1 / N: the mean is fitted too
         residual = (y - rotated @ layer) / (1 - leverage.clamp(max=1 - 1e-9))[:, None]
         yield share, layer, y - residual + mean
 
 
-def linear(vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], strength: float = 0.3) -> tuple[Tensor, Tensor]:
+def linear(
+    vectors: Tensor,
+    target: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor | None = None,
+    strength: float = 0.3,
+) -> tuple[Tensor, Tensor]:
     """(weight [C, D], bias [C]) of the layer whose logits on vectors [N, D] make loss(logits, target [N, C]) least.
 
     Solved (L-BFGS) on whitened vectors, and folded back. Features of a network differ in variance by orders of magnitude, and the small
-    ones tell classes apart too: how far they are evened out is what leaves the least loss when each row is left out. `strength`: the
-    inverse of the ridge on the layer, as C in scikit-learn.
+    ones tell classes apart too: how far they are evened out is what leaves the least loss when each row is left out, and never so far
+    that `noise` [M, D] would be heard. `strength`: the inverse of the ridge on the layer, as C in scikit-learn.
     """
-    center, projection = whitening(vectors, target, loss)
+    center, projection = whitening(vectors, target, loss, noise)
     x = ((vectors.double() - center) @ projection).float()
     weight, bias = (torch.zeros(target.shape[1], *rest, device=x.device, requires_grad=True) for rest in ((x.shape[1],), ()))
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
@@ -107,13 +132,20 @@ def linear(vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Ten
 
 
 @torch.no_grad()
-def whitening(vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def whitening(
+    vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(centre [D], projection [D, D]), in double: principal axes, each over the root of its variance and of the ridge that fits best."""
     some = slice(0, None, -(-len(vectors) // CHOOSING))
 
     def left(said: Tensor) -> float:
         return min(float(loss((said.float() - 0.5) * slope, target[some])) for slope in SLOPES)
 
-    share = min((left(said), share) for share, _, said in left_out(vectors[some], target[some]))[1]
+    share = min((left(said), share) for share, _, said in left_out(vectors[some], target[some], noise))[1]
     center, values, axes = principal(vectors)
-    return center, axes / (values + share * values.mean()).sqrt()
+    return center, axes / (values + share * values.mean() + _noise(noise, axes)).sqrt()
+
+
+def _noise(noise: Tensor | None, axes: Tensor) -> Tensor | float:
+    """Its variance along the axes [D]."""
+    return 0.0 if noise is None else CERTAIN * (noise.double() @ axes).square().mean(0)

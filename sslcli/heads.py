@@ -16,6 +16,9 @@ from sslcli.data.store import Store
 from sslcli.hf.attention import attend
 
 
+PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
+
+
 class ImageObjective(Objective):
     """Each picture is a row, which the processor (data.pixels.Pixels) reads and makes views of."""
 
@@ -30,7 +33,7 @@ class ImageObjective(Objective):
         self.processor = processor
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count)
+        return Places(store.count, None, max(1, self.processor.size**2 // PATCH))
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         return self.processor.read(store, rows, keys)

@@ -82,7 +82,7 @@ class Trainer:
         """The training batches of a term, cut so that a forward pass fits in memory."""
         places, budget = objective.rows(store), device.token_budget(self.device)
         if places.count < objective.least:
-            remedy = "more text is needed" if objective.least == 1 else "more or longer documents are needed (objective.shortest)"
+            remedy = "more data is needed" + (", or a smaller objective.shortest" if hasattr(objective, "shortest") else "")
             raise BadInput(f"data.train: {places.count} rows that this objective can use, at least {objective.least} needed; {remedy}")
         rows = self.micro_rows or (None if places.lengths is not None else max(1, budget // places.width))
         tokens = budget if self.micro_rows is None else None
@@ -222,7 +222,7 @@ class Trainer:
         stream: Stream = term.stream
         largest = max((b[next(iter(b))].shape[0] for b in stream.batches(step)), default=1)
         if self.micro_rows is not None or largest < 2 or stream.whole:
-            shorter = "trainer.gradient_checkpointing=true or a shorter data.max_length"
+            shorter = "trainer.gradient_checkpointing=true, or a smaller data.max_length (texts), data.size or objective.chunk (pictures)"
             remedy = shorter if largest < 2 or stream.whole else f"trainer.micro_batch_size={largest // 2}"
             raise OutOfMemory(f"out of memory with {largest} rows at a time; use {remedy}") from error
         self.optimizer.forget_gradients()

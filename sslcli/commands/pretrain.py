@@ -24,7 +24,7 @@ from sslcli.trainer import Trainer
 LEAST = 600  # steps, where the user names no number and one pass over the corpus is shorter
 HEADLINE = (
     *("loss", "masked_accuracy", "token_accuracy", "perplexity", "bits_per_byte", "retrieval_accuracy", "contrastive_accuracy"),
-    *("knn", "probe"),
+    *("assignment_accuracy", "psnr", "knn", "probe"),
 )
 
 
@@ -78,7 +78,7 @@ def pretrain(
 
         # what stays
         modules.eval()
-        if stream.places.width > 1:
+        if "tokens" in prepared.facts["train"] and stream.places.lengths is None:
             facts["tokens_per_second"] = round(facts["examples_per_second"] * stream.places.width, 1)
         scores: dict[str, Any] = {"train": facts}
         for split in (s for s in ("valid", "test") if s in stores and stores[s].count):

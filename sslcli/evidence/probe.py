@@ -19,7 +19,7 @@ def ridge(vectors: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor,
 
 def logistic(vectors: Tensor, label: Tensor, classes: int, strength: float = 0.3) -> tuple[Tensor, Tensor]:
     """(weight [C, D], bias [C]) of multinomial logistic regression on whitened features: see frozen.linear."""
-    return linear(vectors, F.one_hot(label, classes).float(), F.cross_entropy, strength)
+    return linear(vectors, F.one_hot(label, classes).float(), F.cross_entropy, strength=strength)
 
 
 def accuracy(weight: Tensor, bias: Tensor, vectors: Tensor, gold: Tensor) -> float:

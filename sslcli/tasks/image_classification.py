@@ -14,7 +14,7 @@ from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data.labels import LabelCoder
 from sslcli.data.pixels import Pixels
 from sslcli.data.store import Store
-from sslcli.frozen import labelled, linear, only_last
+from sslcli.frozen import labelled, linear, only_last, rounding
 
 PROBED, BANK = 10_000, 50_000  # rows that the starting head is solved on, and that neighbours are looked for among
 PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
@@ -118,7 +118,8 @@ class ImageClassification(Task):
         if isinstance(self.head, _Neighbours):
             self.head.remember(known, target)
             return
-        weight, bias = linear(known, target, lambda logits, target: self._losses(logits, target).mean())
+        noise = None if self.tune == "probe" else rounding(model, self.processor, stream)
+        weight, bias = linear(known, target, lambda logits, target: self._losses(logits, target).mean(), noise)
         with torch.no_grad():
             self.head.weight.copy_(weight)  # type: ignore[operator]
             self.head.bias.copy_(bias)  # type: ignore[operator]
