@@ -15,7 +15,6 @@ from sslcli.core import Backbone, Batch, Objective, Places
 from sslcli.data.store import Store
 from sslcli.hf.attention import attend
 
-
 PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
 
 

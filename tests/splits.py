@@ -52,7 +52,7 @@ class Small(Backbone):
         hidden = self.embedding(batch["pixels"].to(self.embedding.weight.dtype))
         for block in self.blocks:
             hidden = hidden + block(hidden)
-        return self.norm(hidden.flatten(2).transpose(1, 2))
+        return self.norm(hidden.flatten(2).transpose(1, 2).to(self.norm.weight.dtype))
 
     def pool(self, hidden: Tensor, batch: Batch) -> Tensor:
         return hidden.mean(1)

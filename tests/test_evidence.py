@@ -17,7 +17,7 @@ from sslcli.errors import BadInput
 from sslcli.evidence import neighbours, probe, spread
 from sslcli.evidence.baseline import baseline
 from sslcli.evidence.watch import SHARE, Watch, labels_of, transfer, vectors_of
-from sslcli.frozen import RIDGES, linear, only_last, whitening
+from sslcli.frozen import RIDGES, labelled, linear, only_last, rounding, whitening
 from sslcli.losses import spread as deviation
 from tests.splits import Small, split
 
@@ -124,6 +124,42 @@ def test_small_variances_are_evened_out_as_far_as_it_helps(digits) -> None:
     scaler = StandardScaler().fit(loud[few])
     plain = LogisticRegression(max_iter=3000).fit(scaler.transform(loud[few]), y[few]).score(scaler.transform(loud[900:]), y[900:])
     assert evened > 0.7 > plain + 0.3
+
+
+def test_what_rounding_would_drown_is_not_relied_on(digits) -> None:
+    """Labels stand in directions of variance 1e-4 without noise, and in others of variance 1 that are noisy by themselves."""
+    torch.manual_seed(0)
+    x, y = digits
+    x = (x - x.mean(0)) / x.std()
+    tiny, loud = 0.01 * x, x + 1.5 * torch.randn_like(x)
+    features, noise = torch.cat([tiny, loud], 1), 0.02 * torch.randn(1797, 128)
+    target = F.one_hot(y[:900], 10).float()
+    blind, aware = (linear(features[:900], target, F.cross_entropy, n) for n in (None, noise[:256]))
+    rounded = (features + noise)[900:]
+    assert probe.accuracy(*blind, features[900:], y[900:]) > 0.85 > 0.5 > probe.accuracy(*blind, rounded, y[900:])
+    assert probe.accuracy(*aware, rounded, y[900:]) > 0.75
+
+
+def test_rounding_is_measured_and_leaves_the_weights_alone(tmp_path: Path, pictures, processor) -> None:
+    from functools import partial
+
+    from sslcli.core import Places
+    from sslcli.data.stream import Stream
+
+    store = split(tmp_path / "a", pictures[0][:600], pictures[1][:600], NAMES)
+
+    def read(rows: np.ndarray, keys: np.ndarray) -> dict[str, torch.Tensor]:
+        return {**processor.read(store, rows, keys), "label": torch.zeros(len(rows))}
+
+    stream, model = Stream(Places(600), partial(read), 64, 0), Small().eval()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert rounding(model, processor, stream) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rounding(model, processor, stream)
+        exact, _ = labelled(model, processor, stream, 10_000)
+    assert found is not None and found.shape == (200, 32) and 1e-4 < float(found.abs().mean()) < 0.05
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert torch.equal(exact, vectors_of(model, processor, store)), "vectors are those of the weights, whatever autocast says"
 
 
 def test_a_constant_feature_and_one_of_a_large_offset_do_not_hurt(digits) -> None:
