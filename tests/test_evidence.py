@@ -132,12 +132,12 @@ def test_what_rounding_would_drown_is_not_relied_on(digits) -> None:
     x, y = digits
     x = (x - x.mean(0)) / x.std()
     tiny, loud = 0.01 * x, x + 1.5 * torch.randn_like(x)
-    features, noise = torch.cat([tiny, loud], 1), 0.02 * torch.randn(1797, 128)
+    features, noise = torch.cat([tiny, loud], 1), 0.03 * torch.randn(1797, 128)
     target = F.one_hot(y[:900], 10).float()
     blind, aware = (linear(features[:900], target, F.cross_entropy, n) for n in (None, noise[:256]))
     rounded = (features + noise)[900:]
     assert probe.accuracy(*blind, features[900:], y[900:]) > 0.85 > 0.5 > probe.accuracy(*blind, rounded, y[900:])
-    assert probe.accuracy(*aware, rounded, y[900:]) > 0.75
+    assert probe.accuracy(*aware, rounded, y[900:]) > 0.7
 
 
 def test_rounding_is_measured_and_leaves_the_weights_alone(tmp_path: Path, pictures, processor) -> None:

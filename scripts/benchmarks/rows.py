@@ -49,8 +49,8 @@ class Bench:
     def ssl(self, *words: object, env: dict[str, str] | None = None) -> Done:
         return self.run([sys.executable, "-m", "sslcli", *map(str, words)], env)
 
-    def peer(self, module: str, **arguments: object) -> Done:
-        return self.run([sys.executable, "-m", f"scripts.benchmarks.{module}", json.dumps(arguments, default=str)])
+    def peer(self, module: str, python: str = sys.executable, **arguments: object) -> Done:
+        return self.run([python, "-m", f"scripts.benchmarks.{module}", json.dumps(arguments, default=str)])
 
     def run(self, command: list[str], env: dict[str, str] | None = None) -> Done:
         """A child process, whose peak memory is read when it is reaped."""

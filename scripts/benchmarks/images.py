@@ -1,0 +1,85 @@
+"""Pictures: speed of SimCLR and MAE against lightly and the Transformers Trainer, and what minutes of pretraining are worth."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.benchmarks.rows import Bench, step_rate
+
+# torchvision needs the CUDA build of torch, so the peers live apart (about 6 GB)
+PEER = (
+    "torch==2.14.1",
+    "torchvision==0.29.1",
+    "lightly==1.6.*",
+    "transformers==5.23.0",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "scikit-learn",
+)
+MINUTES = 10.0
+QUIET = ["trainer.log_every=1", "trainer.eval_every=100000", "trainer.save_every=100000"]
+
+
+def rows(bench: Bench) -> None:
+    folder = bench.labelled("cifar10-part")
+    if folder is None:
+        bench.row("images: not measured, the data set cifar10-part is not on this machine", 0.0)
+        return
+    python = _peer_python(bench)
+    _simclr(bench, folder, python)
+    _mae(bench, folder, python)
+    _neighbours(bench, folder, python)
+
+
+def _peer_python(bench: Bench) -> str:
+    root = Path(__file__).parents[2] / ".benchmarks" / "peers"
+    python = root / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(root)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PEER], check=True)
+    return str(python)
+
+
+def _rate(bench: Bench, folder: Path, steps: int, *words: str) -> float:
+    found = []
+    for _ in range(bench.repeat):
+        run = bench.fresh("images")
+        bench.ssl(
+            "pretrain", f"data.train={folder / 'train.parquet'}", "data=images", *words, *QUIET, f"trainer.steps={steps}", f"run.dir={run}"
+        )
+        found.append(step_rate(run, 256, 2))
+    return statistics.median(found)
+
+
+def _simclr(bench: Bench, folder: Path, python: str) -> None:
+    ours = _rate(bench, folder, 12, "objective=simclr", "model=resnet18")
+    common = {"data": folder, "batch": 256, "seconds": 1e9, "neighbours": False, "seed": 0}
+    plain = bench.peer("peer_simclr", python, **common, steps=6, bf16=False, channels_last=False).result["images_per_second"]
+    fast = bench.peer("peer_simclr", python, **common, steps=12, bf16=True, channels_last=True).result["images_per_second"]
+    shown = {"unit": "images/s", "peer_is": "lightly"}
+    bench.row("SimCLR, ResNet-18, 32 px: our defaults against lightly's (fp32)", ours, plain, **shown)
+    bench.row("SimCLR, ResNet-18, 32 px: both in bf16, channels last", ours, fast, **shown)
+
+
+def _mae(bench: Bench, folder: Path, python: str) -> None:
+    ours = _rate(bench, folder, 25, "objective=mae", "model=vit_micro", "model.patch=4", "objective.width=192", "objective.heads=3")
+    for bf16 in (False, True):
+        peer = bench.peer("peer_mae", python, data=folder, batch=256, steps=15, bf16=bf16).result["images_per_second"]
+        bench.row(f"MAE, ViT 6 x 192, 32 px: ours against the Trainer in {'bf16' if bf16 else 'fp32'}", ours, peer, unit="images/s")
+
+
+def _neighbours(bench: Bench, folder: Path, python: str) -> None:
+    """After the same minutes: the recommended recipe, and lightly's SimCLR in bf16; the neighbours of the test pictures."""
+    seconds = (1 if bench.quick else MINUTES) * 60
+    run = bench.fresh("recipe")
+    words = ["experiment=small_images", f"data.train={folder / 'train.parquet'}", f"data.test={folder / 'test.parquet'}"]
+    done = bench.ssl("pretrain", *words, f"trainer.time_limit={seconds}s", f"run.dir={run}").result
+    common = {"data": folder, "batch": 256, "seconds": seconds, "steps": 10**9, "bf16": True, "channels_last": True}
+    peer = bench.peer("peer_simclr", python, **common, neighbours=True, seed=0).result
+    what = f"neighbours' accuracy on cifar10-part after {seconds / 60:g} minutes of pretraining"
+    steps = {"our_steps": done["train"]["steps"], "peer_steps": peer["steps"]}
+    bench.row(what, done["test"]["knn"], peer["knn"], probe=done["test"]["probe"], **steps)
+    print(json.dumps({"run": str(run)}), file=sys.stderr)
