@@ -137,14 +137,20 @@ def whitening(
     vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(centre [D], projection [D, D]), in double: principal axes, each over the root of its variance and of the ridge that fits best."""
+    center, values, axes = principal(vectors)
+    ridge = best_ridge(vectors, target, loss, noise) * values.mean() + _noise(noise, axes)
+    return center, axes / (values + ridge).sqrt()
+
+
+@torch.no_grad()
+def best_ridge(vectors: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], noise: Tensor | None = None) -> float:
+    """The ridge, as a share of the mean variance, whose least squares leaves the least loss(logits, target) of rows that are left out."""
     some = slice(0, None, -(-len(vectors) // CHOOSING))
 
     def left(said: Tensor) -> float:
         return min(float(loss((said.float() - 0.5) * slope, target[some])) for slope in SLOPES)
 
-    share = min((left(said), share) for share, _, said in left_out(vectors[some], target[some], noise))[1]
-    center, values, axes = principal(vectors)
-    return center, axes / (values + share * values.mean() + _noise(noise, axes)).sqrt()
+    return min((left(said), share) for share, _, said in left_out(vectors[some], target[some], noise))[1]
 
 
 def _noise(noise: Tensor | None, axes: Tensor) -> Tensor | float:

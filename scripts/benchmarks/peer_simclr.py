@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+from itertools import pairwise
 
 
 def main(data: str, batch: int, seconds: float, steps: int, bf16: bool, channels_last: bool, neighbours: bool, seed: int) -> dict:
@@ -36,7 +37,7 @@ def main(data: str, batch: int, seconds: float, steps: int, bf16: bool, channels
             times.append(time.monotonic())
             if len(times) > steps or times[-1] - begin > seconds:
                 break
-    rate = batch / statistics.median(b - a for a, b in zip(times[2:], times[3:], strict=False))
+    rate = batch / statistics.median(b - a for a, b in pairwise(times[2:]))
     found = {"images_per_second": rate, "steps": len(times) - 1, "loss": loss.item()}
     return {**found, "knn": _neighbours(data, net, bf16)} if neighbours else found
 

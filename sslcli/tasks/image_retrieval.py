@@ -18,11 +18,12 @@ from sslcli.data.labels import LabelCoder
 from sslcli.data.pixels import Pixels
 from sslcli.data.store import Store
 from sslcli.errors import BadInput
-from sslcli.frozen import labelled, only_last, vectors
+from sslcli.frozen import CERTAIN, best_ridge, labelled, only_last, rounding, vectors
 
 PROBED = 10_000  # rows that the head's start is solved on
 PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
-STEADY = 0.01  # of the mean variance, added to each before it is divided by: directions of noise stay small
+STEADY = 0.01  # of the mean variance, added to each before it is divided by
+CLASSES = 200  # that the ridge of the learnt whitening is chosen on
 SHOWN = 10  # neighbours that are written down
 ALPHA, MARGIN = 32.0, 0.1  # of Proxy-Anchor, as its paper has them
 
@@ -104,8 +105,9 @@ class ImageRetrieval(Task):
         if self.start == "random" and self.loss != "none":
             return
         known, label = labelled(model, self.processor, stream, PROBED)
+        noise = None if self.loss == "none" else rounding(model, self.processor, stream)
         with torch.no_grad():
-            center, projection = learnt_whitening(known, label, len(self.head.weight))
+            center, projection = learnt_whitening(known, label, len(self.head.weight), noise)
             self.head.weight.copy_(projection)
             self.head.bias.copy_(-projection @ center)
             if self.proxies is not None:
@@ -240,16 +242,22 @@ def proxy_anchor(cosine: Tensor, label: Tensor) -> Tensor:
     return pull.sum() / own.any(0).sum() + push.mean()
 
 
-def learnt_whitening(vectors: Tensor, label: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+def learnt_whitening(vectors: Tensor, label: Tensor, dimensions: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(centre [D], projection [dimensions, D]): what varies inside classes is made round, then the directions in which the vectors
-    still vary most are kept (Mikolajczyk and Matas 2007; for retrieval Radenovic et al. 2018)."""
+    still vary most are kept (Mikolajczyk and Matas 2007; for retrieval Radenovic et al. 2018). How far small variances are evened out is
+    what tells the classes apart best (frozen.best_ridge), and never so far that `noise` [M, D] would be heard."""
+    few = label < CLASSES
+    ridge = best_ridge(vectors[few], F.one_hot(label[few]).float(), F.cross_entropy, noise)
     x = vectors.double()
     center = x.mean(0)
     sums = torch.zeros(int(label.max()) + 1, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, label, x)
     inside = x - (sums / label.bincount()[:, None].clamp(min=1))[label]
-    values, axes = torch.linalg.eigh(inside.t() @ inside / len(x))
+    covariance = inside.t() @ inside / len(x)
+    if noise is not None:
+        covariance += CERTAIN * noise.double().t() @ noise.double() / len(noise)
+    values, axes = torch.linalg.eigh(covariance)
     total = (x - center).var(0, correction=0).mean()
-    round_ = axes / (values.clamp(min=0) + STEADY * total).sqrt() @ axes.t()
+    round_ = axes / (values.clamp(min=0) + ridge * total).sqrt() @ axes.t()
     spread = (x - center) @ round_
     _, directions = torch.linalg.eigh(spread.t() @ spread / len(x))
     chosen = directions.flip(1)[:, :dimensions].t() @ round_
