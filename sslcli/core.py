@@ -108,7 +108,9 @@ class Task(Objective, ABC):
 
     room: ClassVar[str] = "tasks"
     higher_is_better: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True  # its logits are of classes, not a descriptor
     head: nn.Module
+    gallery: Any = None  # a store beside the one that is predicted, in which retrieval looks
 
     @staticmethod
     @abstractmethod
@@ -122,6 +124,13 @@ class Task(Objective, ABC):
     @abstractmethod
     def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
         """The prediction for an example, from those of its rows."""
+
+    def look(self, model: Backbone, store: Any) -> None:
+        """Before a store is predicted: what has to be known of all of it (a gallery's index)."""
+
+    def index_lines(self) -> Iterator[dict[str, Any]]:
+        """What was looked in, for index.jsonl."""
+        return iter(())
 
     def kept(self, prediction: Prediction) -> Any:
         """What `score` needs of a prediction; all else is written down and forgotten."""

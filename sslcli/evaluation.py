@@ -50,6 +50,7 @@ def judge(task: Task, model: Backbone, store: Store, world: World, run: Run | No
 
     What is held of an example is what it is called and was taken for: logits and texts go as they come.
     """
+    task.look(model, store)
     examples = examples_of(store)
     gold: list[Any] = []
     said: list[Any] = []

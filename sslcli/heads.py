@@ -15,8 +15,6 @@ from sslcli.core import Backbone, Batch, Objective, Places
 from sslcli.data.store import Store
 from sslcli.hf.attention import attend
 
-PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
-
 
 class ImageObjective(Objective):
     """Each picture is a row, which the processor (data.pixels.Pixels) reads and makes views of."""
@@ -32,7 +30,7 @@ class ImageObjective(Objective):
         self.processor = processor
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, None, max(1, self.processor.size**2 // PATCH))
+        return Places(store.count, None, self.processor.width)
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         return self.processor.read(store, rows, keys)

@@ -100,7 +100,7 @@ class Modality(ABC):
         """A receipt of how unlike the views of an input are, and a warning where they are too much so or too little."""
         return {}, None
 
-    def watch(self, processor: Any, store: Any) -> Any:
+    def watch(self, processor: Any, valid: Any, train: Any) -> Any:
         """What a network's features are worth, looked at beside pretraining (evidence.watch); None where nothing looks."""
         return None
 

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -24,6 +24,7 @@ from sslcli.pace import Pace
 from sslcli.resume import Keeper, Standing
 from sslcli.run import Run
 from sslcli.schema import Part
+from sslcli.signals import heard
 
 Count = Annotated[int, Field(ge=1)]
 Judge = Callable[[], dict[str, Any]]  # scores on held-out data
@@ -101,8 +102,7 @@ class Trainer:
     ) -> dict[str, Any]:
         """Train; leaves `modules` in fp32 with the best weights. `auto` says how many steps where the user does not."""
         self.modules, self.terms, self.judge, self.judged_rows = modules.to(self.device), terms, judge, judged_rows
-        model: Any = modules.model
-        self.model = model
+        self.model = model = cast(Any, modules.model)
         if self.gradient_checkpointing:
             model.checkpoint_gradients()
         if self.compile:
@@ -110,24 +110,24 @@ class Trainer:
         found = self.keeper.find() if resume else None
         if found is None:
             self._begin()
+        if not any(p.requires_grad for p in modules.parameters()):
+            return self._facts()  # solved, not trained: a probe, a vote of neighbours
         self.optimizer = optimizer.build(modules, self.precision)
         steps = int(found.state["steps"]) if found else self.pace.plan(terms[0].stream, auto, self.world, self._rehearse)
         self.at, self.optimizer.steps = self.keeper.begin(found, steps, modules, self.optimizer), steps
         self.keeper.check_space(self.optimizer)
         self.started = time.monotonic() - self.at.elapsed
-        before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-        try:
-            with self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
-                self._loop(bar, reader)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with heard(self._note), self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
+            self._loop(bar, reader)
         if self.world.sum([float(self.signal > 0)])[0]:
             name = signal.Signals(self.signal or signal.SIGTERM).name
             where = f"after step {self.at.done:,} of {self.at.steps:,}"
             raise Preempted(f"stopped by {name} {where}; run.dir={self.run.dir} resume=auto continues")
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer, self.modules))
         self.world.same([*self.modules.parameters(), *self.modules.buffers()])
+        return self._facts()
+
+    def _facts(self) -> dict[str, Any]:
         more = {"peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
         return self.at.facts(self.batch_size) | more
 

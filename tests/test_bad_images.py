@@ -17,7 +17,7 @@ from sslcli.data import picture
 from sslcli.data.picture import Form, Refused, decode
 from sslcli.data.store import cache
 from sslcli.errors import BadInput, Refusal, Unsafe
-from tests.pictures import bomb, corpus, encoded, flipped_png, png_with, scene, several, with_text
+from tests.image_files import bomb, corpus, encoded, flipped_png, png_with, scene, several, with_text
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head></html>"
 SVG = b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'

@@ -98,9 +98,36 @@ def test_a_folder_of_own_pictures(ssl, tmp_path: Path) -> None:
             pixels = random.integers(0, 80, (20, 24, 3), np.uint8)
             pixels[..., hue] += 150
             Image.fromarray(pixels).save(tmp_path / "own" / label / f"{i}.{'png' if i % 2 else 'jpg'}")
-    done = ssl("finetune", "task=image_classification", "model=resnet18", "model.width=8", "data.train=own", "trainer.steps=20", "run.dir=r")
+    done = ssl(
+        "finetune", "task=image_classification", "model=resnet18", "model.width=8", "data.train=own", "trainer.steps=20", "run.dir=r"
+    )
     assert done.code == 0, done.err
     assert done.result["valid"]["top1"] > 0.9
     (tmp_path / "own" / "red" / "bad.png").write_bytes(b"<html>not found</html>")
     done = ssl("finetune", "task=image_classification", "model=resnet18", "data.train=own", "run.dir=r2")
     assert done.code == 2 and "bad.png" in done.err and "HTML" in done.err and not Path("r2").exists()
+
+
+def test_solved_heads_take_no_steps(ssl) -> None:
+    assert ssl("pretrain", "data=digits", "model.width=8", "trainer.steps=6", "run.dir=pre").code == 0
+    for tune in ("probe", "knn"):
+        done = ssl("finetune", "from=pre", f"task.tune={tune}", f"run.dir={tune}")
+        assert done.code == 0, done.err
+        assert done.result["train"]["steps"] == 0 and done.result["test"]["top1"] > 0.5
+        again = ssl("evaluate", f"run={tune}", f"out=again-{tune}")
+        assert again.result["test"]["accuracy"] == done.result["test"]["accuracy"]
+    assert ssl("finetune", "from=pre", "task.tune=probe", "--dry-run").code == 0
+
+
+def test_retrieval_in_a_gallery(ssl) -> None:
+    assert ssl("pretrain", "data=digits", "model.width=8", "trainer.steps=6", "run.dir=pre").code == 0
+    done = ssl("finetune", "from=pre", "task=image_retrieval", "trainer.steps=6", "run.dir=find")
+    assert done.code == 0, done.err
+    assert {"recall@1", "recall@5", "recall@10", "map"} <= done.result["test"].keys()
+    assert Path("find/index.jsonl").exists() and Path("find/results.png").exists()
+    done = ssl("evaluate", "run=find", "data.test=digits:test", "data.gallery=digits:train", "out=other")
+    assert done.code == 0, done.err
+    line = json.loads(Path("other/predictions.jsonl").read_text().splitlines()[0])
+    assert len(line["nearest"]) == 10 and done.result["test"]["recall@10"] > done.result["test"]["recall@1"] > 0.5
+    done = ssl("export", "run=find", "format=onnx", "out=dist")
+    assert done.code in (0, 2) and "internal" not in done.err, done.err

@@ -25,7 +25,7 @@ from sslcli.objectives.simmim import SimMIM
 from sslcli.objectives.simsiam import SimSiam
 from sslcli.objectives.swav import SwAV
 from sslcli.objectives.vicreg import VICReg
-from tests.pictures import SIZE, TinyVit, batch_of, digits, made, processor
+from tests.tiny_networks import SIZE, TinyVit, batch_of, digits, made, processor
 
 # ---- contrastive
 

@@ -22,7 +22,7 @@ from sslcli.objectives.swav import SwAV
 from sslcli.objectives.vicreg import VICReg
 from sslcli.teacher import Teacher
 from tests.conftest import parts
-from tests.pictures import Conv, TinyVit, batch_of, digits, made, processor
+from tests.tiny_networks import Conv, TinyVit, batch_of, digits, made, processor
 
 HIDING = ("mae", "simmim")
 

@@ -23,7 +23,7 @@ from sslcli.data.labels import LabelCoder
 from sslcli.data.pixels import Pixels
 from sslcli.data.store import MOST_READERS
 from sslcli.errors import BadInput
-from tests.pictures import corpus, encoded, folder_of_classes, node, processor, scene
+from tests.image_files import corpus, encoded, folder_of_classes, node, processor, scene
 
 
 def labelled(train: Any, labelling: Any = "auto", size: int = 16, **keys: Any):

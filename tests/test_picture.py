@@ -13,7 +13,7 @@ from sslcli.data import picture
 from sslcli.data.picture import Form, decode
 from sslcli.data.pixels import Pixels
 from sslcli.errors import BadCheckpoint
-from tests.pictures import corpus, encoded, processor, scene, several, turned
+from tests.image_files import corpus, encoded, processor, scene, several, turned
 
 FORM = Form(16, 3, "crop", 50_000_000, 8, "one")
 

@@ -30,14 +30,17 @@ class OtherData:
         own: Modality,
         *,
         test: Where,
+        gallery: Where,
         columns: dict[Literal["text", "label", "tokens", "tags", "image"], str | list[str] | None],
         encoding: str | None,
         delimiter: str | None,
         on_bad_record: Literal["fail", "skip"] | None,
     ):
         self.data = own
-        given = {"test": test, "encoding": encoding, "delimiter": delimiter, "on_bad_record": on_bad_record}
+        given = {"test": test, "gallery": gallery, "encoding": encoding, "delimiter": delimiter, "on_bad_record": on_bad_record}
         for key, value in given.items():
+            if value is not None and not hasattr(own, key):
+                raise BadInput(f"data.{key}: means nothing for this run; leave it out")
             if value is not None:
                 setattr(own, key, value)
         own.columns = {**own.columns, **{role: name for role, name in columns.items() if name is not None}}
@@ -67,6 +70,7 @@ def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, pl
         start, store = time.monotonic(), prepared.stores[split]
         most = SOME if call.dry_run else None
         if finished.verb == "finetune":
+            finished.goal.gallery = prepared.stores.get("gallery")
             scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run, most)  # type: ignore[arg-type]
         else:
             scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)

@@ -78,14 +78,14 @@ def _compare(finished: Finished, run: Callable[[Sequence[torch.Tensor]], np.ndar
 
 def _scores(finished: Finished, values: torch.Tensor) -> torch.Tensor:
     """In a scale where a difference of TOLERANCE matters: probabilities where there are classes, else vectors of unit length."""
-    if not finished.has_head:
+    if not finished.has_head or not getattr(finished.goal, "classifies", True):
         return torch.nn.functional.normalize(values.float(), dim=-1)
     return values.float().sigmoid() if finished.facts.get("labelling") == "multi" else values.float().softmax(-1)
 
 
 def _recorded(finished: Finished, recorded: Sequence[Mapping[str, Any]], got: torch.Tensor, clear: torch.Tensor) -> int:
     """Predictions that the run wrote down while it was scored, and that the export does not repeat (single labels, whole inputs)."""
-    if finished.verb != "finetune" or got.ndim != 2 or finished.facts.get("labelling") == "multi":
+    if not getattr(finished.goal, "classifies", False) or got.ndim != 2 or finished.facts.get("labelling") == "multi":
         return 0
     guess = np.array(finished.labels)[got.argmax(-1).numpy()]
     rows = zip(guess, recorded, clear, strict=True)

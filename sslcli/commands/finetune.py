@@ -91,7 +91,12 @@ def finetune(
 def _scores(task: Task, model: Backbone, stores: Mapping[str, Store], replicas: World, run: Run, baseline: bool) -> dict[str, Any]:
     """Of every held-out split, and of what a cheap method makes of the same labels; predictions.jsonl is of the last split."""
     splits = [split for split in ("valid", "test") if split in stores]
-    scores: dict[str, Any] = {split: judge(task, model, stores[split], replicas, run) for split in splits}
+    scores: dict[str, Any] = {}
+    for split in splits:
+        task.gallery = stores.get("gallery") if split == "test" else None
+        scores[split] = judge(task, model, stores[split], replicas, run)
+    if lines := list(task.index_lines()):
+        run.write_lines("index.jsonl", lines)
     if baseline and splits and replicas.leads:
         scores["baseline"] = cheap(task, stores["train"], stores[splits[-1]])
     return scores

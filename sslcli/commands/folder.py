@@ -33,6 +33,13 @@ class Folder:
     resume: bool
     drawn: Sequence[str] = ()  # pictures in the folder
 
+    def corpus(self, source: Modality, processor: Any) -> Prepared:
+        """Read, check and lay down an unlabelled corpus, and say what it is."""
+        with self.call.screen.progress("preparing", None) as bar:
+            prepared = source.corpus(processor, lambda done: bar.update(done, source.prepared(done)))
+        self.data(source, prepared, processor.length)
+        return prepared
+
     def data(self, source: Modality, prepared: Prepared, row_length: int) -> None:
         """Say what the data is; on a resume, refuse data that is not the same."""
         import json
@@ -48,14 +55,14 @@ class Folder:
         if prepared.bad:
             self.run.write_lines("bad_records.jsonl", prepared.bad)
         say = self.call.screen.say
-        for split in ("train", "valid", "test"):
+        for split in ("train", "valid", "test", "gallery"):
             if split in facts:
                 columns = facts["columns"].get(split)
                 shown_columns = "  columns " + ", ".join(f"{r}={c}" for r, c in columns.items()) if columns else ""
                 say(f"{split:5}  {_counts(facts[split])}{shown_columns}")
         if "valid_is" in facts:
             say(f"       valid is {facts['valid_is']}")
-        for split in ("train", "valid", "test"):
+        for split in ("train", "valid", "test", "gallery"):
             if facts.get(split, {}).get("cut_rows"):
                 f = facts[split]
                 share = f["cut_tokens"] / max(1, f["tokens"] + f["cut_tokens"])
@@ -173,10 +180,9 @@ class Folder:
         if not trainer.world.leads:
             return {}
         found = checkpoint.newest(self.run.dir / "checkpoints")
-        assert found is not None
         weights = dict(modules.named_parameters())
-        same = all(bool((weights[n].detach() == t).all()) for n, t in found.tensors("weights").items())
-        size = sum(p.stat().st_size for p in found.path.iterdir())
+        same = found is None or all(bool((weights[n].detach() == t).all()) for n, t in found.tensors("weights").items())
+        size = sum(p.stat().st_size for p in found.path.iterdir()) if found else 0  # nothing to keep of a head that is solved
         report = {
             "example": example,
             "two_steps": facts["steps"] == 2,
@@ -225,7 +231,7 @@ def _counts(facts: Mapping[str, Any]) -> str:
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
-    for split in ("train", "valid", "test"):
+    for split in ("train", "valid", "test", "gallery"):
         was, is_ = _by_name(before.get(split, [])), _by_name(now.get(split, []))
         found += [f"{printable(n)} has changed" for n in was if n in is_ and was[n] != is_[n]]
         found += [f"{printable(n)} is gone" for n in was if n not in is_]

@@ -52,9 +52,7 @@ def pretrain(
         source = data.build(seed)
         first = Start.of(objective.cls, from_, source.unlabelled, seed)
         processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
-        with call.screen.progress("preparing", None) as bar:
-            prepared = source.corpus(processor, lambda done: bar.update(done, source.prepared(done)))
-        folder.data(source, prepared, processor.length)
+        prepared = folder.corpus(source, processor)
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
         seen = folder.views(source, processor, prepared.stores["train"])
@@ -69,7 +67,7 @@ def pretrain(
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, stores["train"], seed)
         valid = _judgeable(goal, stores, call)
-        judge = _judge(goal, backbone, valid, replicas, engine.batch_size, source.watch(processor, valid)) if valid is not None else None
+        judge = _judge(goal, backbone, valid, replicas, engine.batch_size, source.watch(processor, valid, stores["train"]))
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
         facts = engine.fit(modules, [term], optimizer, judge, goal.rows(valid).count if valid else 0, _steps, folder.resume)
@@ -90,8 +88,12 @@ def pretrain(
         return folder.finish(scores, receipts, HEADLINE)
 
 
-def _judge(goal: Objective, model: Backbone, valid: Store, replicas: World, batch_size: int, watch: Any) -> Callable[[], dict[str, Any]]:
+def _judge(
+    goal: Objective, model: Backbone, valid: Store | None, replicas: World, batch_size: int, watch: Any
+) -> Callable[[], dict[str, Any]] | None:
     """Held-out losses, and what the features are worth where somebody looks; labels, where there are any, then choose the checkpoint."""
+    if valid is None:
+        return None
     if watch is not None and watch.metric:
         goal.metric, goal.higher_is_better = watch.metric, True  # type: ignore[misc]
 

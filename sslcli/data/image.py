@@ -33,6 +33,7 @@ class ImageData:
         train: Where,
         valid: Where,
         test: Where,
+        gallery: Where,
         columns: dict[Literal["image", "label"], str | list[str] | None],
         labels: list[str] | None,
         size: Annotated[int, Field(ge=8, le=2048)] | None,
@@ -49,7 +50,7 @@ class ImageData:
         delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None,
         encoding: str,
     ):
-        self.seed, self.train, self.valid, self.test = seed, train, valid, test
+        self.seed, self.train, self.valid, self.test, self.gallery = seed, train, valid, test, gallery
         self.columns, self.labels, self.size, self.channels, self.fit = columns, labels, size, channels, fit
         self.max_pixels, self.min_side, self.frames, self.mirror = max_pixels, min_side, frames, mirror
         self.shots, self.valid_fraction, self.on_bad_record, self.allow_changed = shots, valid_fraction, on_bad_record, allow_changed

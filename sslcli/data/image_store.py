@@ -119,7 +119,8 @@ def examples(
 
     `labels`: those of a trained model, to be kept; `only`: the one split that is wanted (a held-out part needs the training data).
     """
-    found = {s: kept for s in wanted(data, only) if (kept := decoded(data, s, processor, progress, labelled=True)) is not None}
+    splits = (*wanted(data, only), *(("gallery",) if data.gallery is not None else ()))
+    found = {s: kept for s in splits if (kept := decoded(data, s, processor, progress, labelled=True)) is not None}
     given = labels if labels is not None else data.labels
     roles = {role: role for role in ("image", "label", "place")}
     readers = {s: Reader(f"data.{s}", _Rows(k.store), tuple(roles), roles, data.on_bad_record, True) for s, k in found.items()}

@@ -18,6 +18,7 @@ from sslcli.errors import BadCheckpoint, at
 from sslcli.run import write_atomically
 
 FILE = "preprocessor_config.json"
+PATCH = 64  # pixels that count as a token
 Fit = Literal["crop", "stretch", "pad"]
 
 
@@ -36,6 +37,11 @@ class Pixels:
     @property
     def length(self) -> int:
         return self.size
+
+    @property
+    def width(self) -> int:
+        """The tokens that a picture counts as where batches are cut to fit in memory."""
+        return max(1, self.size**2 // PATCH)
 
     @property
     def said(self) -> str:

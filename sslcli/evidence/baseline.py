@@ -76,7 +76,7 @@ def _pixels(task: Any, train: Store, scored: Store) -> dict[str, Any]:
 
     from sslcli.evidence.neighbours import nearest
 
-    if hasattr(task, "look"):  # retrieval: what is nearest in the gallery, or among the others
+    if hasattr(task, "descriptors"):  # retrieval: what is nearest in the gallery, or among the others
         return _found(task.processor, task.gallery or scored, scored)
     (known, bank), (gold, asked) = ((_golds(s), _correlated(task.processor, s)) for s in (train, scored))
     kinds = task.labels

@@ -17,7 +17,7 @@ from sslcli.evidence import neighbours, probe, spread
 from sslcli.frozen import vectors
 from sslcli.losses import spread as deviation
 
-SHARE, PLANNED = 0.03, 0.025  # of the training time: what looking may take, and what its sample is sized for
+SHARE, PLANNED = 0.03, 0.025  # of the training time: what looking may take, and what is planned with, as no two looks cost the same
 LEAST, MOST = 256, 8192  # pictures of a look
 TRIED = 64  # pictures that the cost is measured with
 PAIRS = 2048  # pictures whose distances are compared
@@ -53,7 +53,7 @@ class Watch:
         try:
             if not self.sample:
                 self._choose(model, PLANNED * trained)
-            if self.spent + self.cost > SHARE * trained:
+            if self.spent + self.cost > PLANNED * trained:
                 return {}
             before = self.clock()
             scores = self._look(model)

@@ -98,8 +98,8 @@ class Image(ImageData, Modality):
         batch = processor.read(store, rows, chance.keys(self.seed, 0, rows))
         return batch["pixels"], batch["draws"]
 
-    def watch(self, processor: Pixels, store: Store) -> Watch:
-        return Watch(processor, store)
+    def watch(self, processor: Pixels, valid: Store | None, train: Store) -> Watch | None:
+        return Watch(processor, valid, train) if valid is not None else None
 
     def transfer(self, model: Any, processor: Pixels, train: Store, test: Store) -> dict[str, Any]:
         return transfer(model, processor, train, test)

@@ -77,7 +77,7 @@ def sheet(
             pen.text((MARGIN, y + side / 2), sides[r], INK, font, anchor="lm")
         for i, cell in enumerate(row):
             x = left + i * width + (room if apart is not None and i > apart else 0)
-            _cell(paper, pen, cell, (x, y), side, width - 4, font)
+            _cell(paper, pen, cell, (x, y), side, width - 10, font)
     return paper
 
 

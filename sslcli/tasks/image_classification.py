@@ -17,7 +17,6 @@ from sslcli.data.store import Store
 from sslcli.frozen import labelled, linear, only_last, rounding
 
 PROBED, BANK = 10_000, 50_000  # rows that the starting head is solved on, and that neighbours are looked for among
-PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
 
 
 class ImageClassification(Task):
@@ -68,7 +67,7 @@ class ImageClassification(Task):
         return LabelCoder(config["labelling"], "image")
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, None, max(1, self.processor.size**2 // PATCH))
+        return Places(store.count, None, self.processor.width)
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         label = torch.from_numpy(np.array(store["label"].values[rows], np.int64))  # [B, 1], or [B, C] of 0 and 1

@@ -21,7 +21,6 @@ from sslcli.errors import BadInput
 from sslcli.frozen import CERTAIN, best_ridge, labelled, only_last, rounding, vectors
 
 PROBED = 10_000  # rows that the head's start is solved on
-PATCH = 64  # pixels that count as a token where batches are cut to fit in memory
 STEADY = 0.01  # of the mean variance, added to each before it is divided by
 CLASSES = 200  # that the ridge of the learnt whitening is chosen on
 SHOWN = 10  # neighbours that are written down
@@ -36,7 +35,7 @@ class ImageRetrieval(Task):
     for among the others of its own set. `look` must come before `predict`.
     """
 
-    metric = "map"
+    metric, classifies = "map", False
     batch_size = 128
     head: "_Descriptor"
 
@@ -73,11 +72,15 @@ class ImageRetrieval(Task):
         return LabelCoder("single", "image", unseen=True)
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, None, max(1, self.processor.size**2 // PATCH))
+        return Places(store.count, None, self.processor.width)
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         label = torch.from_numpy(np.array(store["label"].values[rows, 0], np.int64))
         return {**self.processor.read(store, rows, keys), "label": label, "row": torch.from_numpy(np.asarray(rows, np.int64))}
+
+    def logits(self, model: Backbone, batch: Batch) -> Tensor:
+        """What an export gives: descriptors before they are brought to unit length, and unwhitened, [B, dimensions]."""
+        return self.head(model.pool(model.encode(batch), batch)).float()
 
     def descriptors(self, model: Backbone, pixels: Tensor) -> Tensor:
         """Of normalised pixels: unit vectors [B, dimensions]."""
@@ -112,7 +115,7 @@ class ImageRetrieval(Task):
             self.head.bias.copy_(-projection @ center)
             if self.proxies is not None:
                 described = F.normalize((known - center) @ projection.t(), dim=-1)
-                sums = torch.zeros_like(self.proxies, dtype=torch.float32).index_add_(0, label, described)
+                sums = torch.zeros_like(self.proxies, dtype=torch.float32).index_add_(0, label, described.float())
                 self.proxies.copy_(F.normalize(sums, dim=-1))
 
     @torch.no_grad()
