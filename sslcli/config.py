@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from sslcli.errors import BadInput, Unsafe, printable
 from sslcli.guard import guard, guard_folder, refuse_targets
 from sslcli.help import home
-from sslcli.primary import disagreement, plain, primary
+from sslcli.primary import disagreement, own_data, plain, primary
 from sslcli.schema import suggest
 
 RESOLVERS = {"now", "oc.env"}
@@ -57,11 +57,12 @@ def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> 
     given = {o.key_or_group: o.value() for o in values}
     source = given.get("run.dir") if given.get("resume") else given.get("from")
     verb = primary(verb, [(o.key_or_group, o.value()) for o in choices], str(source) if source else None, folder)
+    chosen = [str(o.input_line) for o in choices] + own_data(verb, {o.key_or_group for o in choices}, given.get("data.train"))
     with initialize_config_dir(str(home()), version_base="1.3"):
         _allow_resolvers()
-        base: Any = OmegaConf.to_container(_compose(verb, searched + [str(o.input_line) for o in choices]), resolve=False)
+        base: Any = OmegaConf.to_container(_compose(verb, searched + chosen), resolve=False)
         known = [o for o in values if _key_exists(o, base, groups, problems)]
-        config = _compose(verb, searched + [str(o.input_line) for o in (*choices, *known)])
+        config = _compose(verb, searched + chosen + [str(o.input_line) for o in known])
         tree = _resolve(config, problems)
     refuse_targets(tree)
     problems += [p for p in (disagreement(tree),) if p]

@@ -35,7 +35,7 @@ options
 VERBS = {
     "pretrain": (
         "ssl pretrain: one self-supervised objective over an unlabelled corpus. Bare, it learns from the documentation on this machine.",
-        ("data", "tokenizer", "model", "objective", "adversarial", "optimizer", "trainer", "experiment"),
+        ("data", "tokenizer", "augment", "model", "objective", "adversarial", "optimizer", "trainer", "experiment"),
         """\
   data.train=corpus/*.txt      your text: a file, glob, folder, hf:<name>, or - (.txt .jsonl .csv .tsv .parquet, also .gz .zst)
   trainer.steps=20000          or trainer.epochs=3, or trainer.time_limit=2h
@@ -46,11 +46,12 @@ VERBS = {
   ssl pretrain objective=masked_lm model=bert_tiny data.train='corpus/*.txt' trainer.steps=2000 run.dir=runs/lm
   ssl pretrain objective=causal_lm model=gpt_mini tokenizer=bpe data.train='corpus/**/*.jsonl.gz' trainer.steps=20000
   ssl pretrain from=bert-base-cased data.train=own.txt optimizer.lr=5e-5
+  ssl pretrain objective=simclr model=resnet18 data.train=photos/ run.dir=runs/photos     # pictures; --preview views.png shows the views
   ssl pretrain run.dir=runs/lm resume=auto""",
     ),
     "finetune": (
         "ssl finetune: one task over labelled examples, from a pretraining run, a model folder or a hub name.",
-        ("data", "tokenizer", "model", "task", "adversarial", "optimizer", "trainer", "experiment"),
+        ("data", "tokenizer", "augment", "model", "task", "adversarial", "optimizer", "trainer", "experiment"),
         """\
   from=runs/lm                 the model to start from; init=random takes its architecture untrained, for comparison
   data.train=train.csv         labelled data; also data.valid, data.test (without data.valid a part of train is held out)
@@ -60,6 +61,7 @@ VERBS = {
         """\
   ssl finetune from=runs/lm data.train=train.csv data.test=test.csv run.dir=runs/topic
   ssl finetune task=token_classification from=bert-base-cased data.train=train.conll data.valid=dev.conll data.test=test.conll
+  ssl finetune task=image_classification from=runs/photos data.train=train/ data.test=test/     # a folder a class
   ssl finetune -m optimizer.lr=1e-5,3e-5,5e-5 seed=0,1 from=runs/lm data.train=train.csv""",
     ),
     "evaluate": (
@@ -72,7 +74,8 @@ VERBS = {
   out=runs/topic-other         where the scores and predictions.jsonl go; left out, a folder beside the run""",
         """\
   ssl evaluate run=runs/topic data.test=other.csv
-  ssl evaluate run=runs/lm data.test='heldout/*.txt'""",
+  ssl evaluate run=runs/lm data.test='heldout/*.txt'
+  ssl evaluate run=runs/find data.test=queries/ data.gallery=gallery/""",
     ),
     "export": (
         "ssl export: a finished run as files that other tools load. It does not finish unless they agree with the trained model.",

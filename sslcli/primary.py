@@ -25,6 +25,13 @@ def primary(verb: str, named: Iterable[tuple[str, Any]], source: str | None, fol
     return _file(verb, (_of_run(source) if source else None) or TEXT)
 
 
+def own_data(primary_name: str, chosen: Iterable[str], train: Any) -> list[str]:
+    """The choice of `data` that naming own pictures implies: the embedded ones bring settings (no mirroring) with them."""
+    if primary_name.endswith("_image") and "data" not in chosen and train is not None and not str(train).startswith("digits"):
+        return ["data=images"]
+    return []
+
+
 def modality_of(group: str, choice: Any, folder: Path | None) -> str | None:
     for root in filter(None, (home(), folder)):
         path = root / group / f"{choice}.yaml"

@@ -15,7 +15,8 @@ from sslcli.data.pixels import Pixels
 from sslcli.data.text import Prepared
 
 KEYS: dict[str, Any] = {
-    "valid": None, "test": None, "gallery": None, "columns": {"image": None, "label": None}, "labels": None, "size": None, "channels": "auto", "fit": "crop",
+    "valid": None, "test": None, "gallery": None, "columns": {"image": None, "label": None},
+    "labels": None, "size": None, "channels": "auto", "fit": "crop",
     "max_pixels": 50_000_000, "min_side": 8, "frames": "one", "mirror": True, "shots": None, "valid_fraction": 0.1, "on_bad_record": "fail",
     "allow_changed": False, "delimiter": None, "encoding": "utf-8",
 }  # fmt: skip

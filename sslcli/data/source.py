@@ -31,6 +31,8 @@ FORMATS = {
     ".text": "text",
 }
 
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
 Raw: TypeAlias = tuple[str, int, dict[str, Any]]
 """File, record from 1, fields as they stand there."""
 
@@ -115,9 +117,9 @@ def resolve(key: str, spec: str) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if _suffix(p) in FORMATS and not _hidden(p.relative_to(path)))
         if not found:
-            raise BadInput(
-                f"{key}={printable(spec)}: no data files in this folder (looked for {' '.join(sorted(FORMATS))}, also .gz and .zst)"
-            )
+            looked = f"looked for {' '.join(sorted(FORMATS))}, also .gz and .zst"
+            pictures = "; it holds pictures: add data=images" if any(_suffix(p) in PICTURES for p in path.rglob("*")) else ""
+            raise BadInput(f"{key}={printable(spec)}: no data files in this folder ({looked}){pictures}")
     elif any(c in spec for c in "*?["):
         anchor = Path(path.anchor)
         pattern = str(path.relative_to(anchor)) if path.anchor else str(path)
