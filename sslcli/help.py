@@ -118,5 +118,6 @@ def choices() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for path in sorted(home().glob("*/*.yaml")):
         with path.open(encoding="utf-8") as file:
-            found.setdefault(path.parent.name, {})[path.stem] = file.readline().lstrip("# ").rstrip()
+            line = next(text for text in file if not text.startswith("# @"))  # Hydra's own header comes first
+        found.setdefault(path.parent.name, {})[path.stem] = line.lstrip("# ").rstrip()
     return found

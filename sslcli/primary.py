@@ -52,7 +52,8 @@ def disagreement(tree: Mapping[str, Any]) -> str | None:
 
 def plain(tree: dict[str, Any]) -> dict[str, Any]:
     """Without the keys that only this file reads."""
-    return {k: {n: x for n, x in v.items() if n != "modality"} if isinstance(v, dict) and k in SPEAKING else v for k, v in tree.items()}
+    nodes = {k: v for k, v in tree.items() if k != "modality"}
+    return {k: {n: x for n, x in v.items() if n != "modality"} if isinstance(v, dict) and k in SPEAKING else v for k, v in nodes.items()}
 
 
 def _said(node: Any, group: str) -> str | None:

@@ -1,11 +1,12 @@
 """The command line as a user types it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import TINY, rows, write_jsonl
+from tests.conftest import CONFIGS, TINY, rows, write_jsonl
 
 
 def test_help_is_static_and_complete(process) -> None:
@@ -84,3 +85,14 @@ def test_dry_run_leaves_nothing(ssl, tmp_path: Path, corpus: Path, labelled: Pat
         assert done.code == 0, done.err
         assert done.result["two_steps"] and done.result["reloads_equal"] and "[CLS]" in done.result["example"]
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_every_recipe_composes_by_the_command_on_it(ssl) -> None:
+    for path in (CONFIGS / "experiment").glob("*.yaml"):
+        header, command, *_ = path.read_text(encoding="utf-8").splitlines()
+        assert header == "# @package _global_", "where Hydra looks for it"
+        words = shlex.split(command.lstrip("# "))
+        assert words[0] == "ssl" and f"experiment={path.stem}" in words
+        one = [w.split(",")[0] for w in words[1:] if w != "-m"]
+        done = ssl(*one, "--cfg", "job")
+        assert done.code == 0, (path.name, done.err)
