@@ -32,6 +32,8 @@ def rows(bench: Bench) -> None:
     _simclr(bench, folder, python)
     _mae(bench, folder, python)
     _neighbours(bench, folder, python)
+    _digits(bench)
+    _fashion(bench)
 
 
 def _peer_python(bench: Bench) -> str:
@@ -83,3 +85,46 @@ def _neighbours(bench: Bench, folder: Path, python: str) -> None:
     steps = {"our_steps": done["train"]["steps"], "peer_steps": peer["steps"]}
     bench.row(what, done["test"]["knn"], peer["knn"], probe=done["test"]["probe"], **steps)
     print(json.dumps({"run": str(run)}), file=sys.stderr)
+
+
+def _digits(bench: Bench) -> None:
+    """The story of a first visit, offline: pretraining on digits, then five labels a class, and the same network untrained."""
+    run = bench.fresh("digits")
+    first = bench.ssl("pretrain", "data=digits", f"run.dir={run}")
+    once, scores = _few(bench, run, ["data=digits", "data.shots=5"])
+    seconds = first.seconds + once
+    _compared(bench, "digits, 5 labels a class: top-1 after pretraining against from scratch", scores, story_seconds=seconds)
+
+
+def _fashion(bench: Bench) -> None:
+    folder = bench.labelled("fashion-mnist")
+    if folder is None:
+        bench.row("fashion-mnist: not measured, the data set is not on this machine", 0.0)
+        return
+    train, test = (f"data.{s}={folder / f'{name}-images-idx3-ubyte.gz'}" for s, name in (("train", "train"), ("test", "t10k")))
+    seconds = (1 if bench.quick else MINUTES) * 60
+    run = bench.fresh("fashion")
+    words = ["experiment=small_images", "augment=grey", "data.mirror=true", f"trainer.time_limit={seconds}s"]
+    bench.ssl("pretrain", *words, train, f"run.dir={run}")
+    _, scores = _few(bench, run, [train, test, "data.shots=10"])
+    _compared(bench, f"fashion-mnist, 10 labels a class: top-1 after {seconds / 60:g} minutes against from scratch", scores)
+
+
+def _few(bench: Bench, run: Path, words: list[str]) -> tuple[float, dict[str, list[float]]]:
+    """(seconds of the first fine-tuning, top-1 by seed: pretrained, from scratch, neighbours of raw pixels)"""
+    scores: dict[str, list[float]] = {"pretrained": [], "scratch": [], "pixels": []}
+    first = 0.0
+    for seed in range(bench.seeds):
+        done = bench.ssl("finetune", f"from={run}", *words, f"seed={seed}", f"run.dir={bench.fresh('few')}")
+        first = first or done.seconds
+        scores["pretrained"].append(done.result["test"]["top1"])
+        scores["pixels"].append(done.result["baseline"]["top1"])
+        more = ["init=random", "baseline=false", f"seed={seed}", f"run.dir={bench.fresh('scratch')}"]
+        scores["scratch"].append(bench.ssl("finetune", f"from={run}", *words, *more).result["test"]["top1"])
+    return first, scores
+
+
+def _compared(bench: Bench, what: str, scores: dict[str, list[float]], **more: float) -> None:
+    means = {k: statistics.mean(v) for k, v in scores.items()}
+    better = sum(a > b for a, b in zip(scores["pretrained"], scores["scratch"], strict=True))
+    bench.row(what, means["pretrained"], means["scratch"], pixels=means["pixels"], better_in=better, seeds=len(scores["scratch"]), **more)
