@@ -39,6 +39,8 @@ class MAE(ImageObjective):
             raise ValueError("mae hides patches from a vision transformer, this network has none; use model=vit_tiny")
         super().__init__(processor)
         side, content = model.grid(processor.size), processor.channels * model.patch**2
+        if normalise and content == 1:
+            raise ValueError("normalise=true divides by the spread inside a patch, and a patch is one value here; use a larger model.patch")
         self.ratio, self.normalise, self.patches = ratio, normalise, side * side
         self.seen = max(1, int(self.patches * (1 - ratio)))
         self.enter, self.leave = nn.Linear(model.dim, width), nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Linear(width, content))
