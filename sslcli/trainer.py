@@ -17,6 +17,7 @@ from sslcli.core import Batch, Objective, Term
 from sslcli.data.store import Store
 from sslcli.data.stream import Stream, to_device
 from sslcli.distributed import World
+from sslcli.dropout import quicken
 from sslcli.errors import BadInput, Diverged, OutOfMemory, Preempted
 from sslcli.log import Bar, Screen, duration, seconds
 from sslcli.optim import Optimizer
@@ -102,7 +103,7 @@ class Trainer:
     ) -> dict[str, Any]:
         """Train; leaves `modules` in fp32 with the best weights. `auto` says how many steps where the user does not."""
         self.modules, self.terms, self.judge, self.judged_rows = modules.to(self.device), terms, judge, judged_rows
-        self.model = model = cast(Any, modules.model)
+        self.model = model = cast(Any, quicken(modules).model)
         if self.gradient_checkpointing:
             model.checkpoint_gradients()
         if self.compile:
@@ -121,8 +122,9 @@ class Trainer:
             self._loop(bar, reader)
         if self.world.sum([float(self.signal > 0)])[0]:
             name = signal.Signals(self.signal or signal.SIGTERM).name
-            where = f"after step {self.at.done:,} of {self.at.steps:,}"
-            raise Preempted(f"stopped by {name} {where}; run.dir={self.run.dir} resume=auto continues")
+            raise Preempted(
+                f"stopped by {name} after step {self.at.done:,} of {self.at.steps:,}; run.dir={self.run.dir} resume=auto continues"
+            )
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer, self.modules))
         self.world.same([*self.modules.parameters(), *self.modules.buffers()])
         return self._facts()

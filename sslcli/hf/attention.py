@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sslcli.dropout import dropout
+
 PADDED = 0.1  # of a batch's places: with more of them, layers are fed the real tokens alone
 LONGEST = 1024  # beyond this the [T, T] scores cost more memory than the product saves time
 
@@ -65,9 +67,7 @@ def _attend(
         else:
             scores = scores + attention_mask
     weights = torch.softmax(scores, -1)
-    dropout = options.get("dropout", 0.0)
-    if dropout:
-        weights = nn.functional.dropout(weights, dropout, module.training)
+    weights = dropout(weights, options.get("dropout", 0.0), module.training)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
