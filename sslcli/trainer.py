@@ -121,10 +121,8 @@ class Trainer:
         with heard(self._note), self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
             self._loop(bar, reader)
         if self.world.sum([float(self.signal > 0)])[0]:
-            name = signal.Signals(self.signal or signal.SIGTERM).name
-            raise Preempted(
-                f"stopped by {name} after step {self.at.done:,} of {self.at.steps:,}; run.dir={self.run.dir} resume=auto continues"
-            )
+            name, place = signal.Signals(self.signal or signal.SIGTERM).name, f"{self.at.done:,} of {self.at.steps:,}"
+            raise Preempted(f"stopped by {name} after step {place}; run.dir={self.run.dir} resume=auto continues")
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer, self.modules))
         self.world.same([*self.modules.parameters(), *self.modules.buffers()])
         return self._facts()

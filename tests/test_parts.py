@@ -48,3 +48,20 @@ def test_every_task_is_checked_by_its_signature(part) -> None:
 def test_every_adversary_yields_losses(part) -> None:
     outputs = list(part.build()(lambda: Output(torch.tensor(1.0, requires_grad=True)), None))
     assert outputs and all(o.loss.requires_grad for o in outputs)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_skipping_padding_changes_nothing(words, architecture) -> None:
+    sizes = {"layers": 2, "width": 32, "heads": 2, "inner": 64, "positions": 64, "dropout": 0.0}
+    torch.manual_seed(0)
+    model = Text(words[False], architecture=architecture, **sizes).eval()
+    lengths = torch.tensor([3, 30, 9, 4, 17, 30, 5, 6, 11, 2])
+    ids, mask = torch.randint(5, 300, (10, 30)), torch.arange(30) < lengths[:, None]
+    found = []
+    for packs in (True, False):
+        model.packs = packs
+        hidden = model.encode({"ids": ids, "mask": mask})
+        gradient = torch.autograd.grad(hidden[mask].square().sum(), list(model.parameters()), allow_unused=True)
+        found.append((hidden[mask], [g for g in gradient if g is not None]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(found[0][1], found[1][1], strict=True))

@@ -20,13 +20,18 @@ PADDED = 0.1  # of a batch's places: with more of them, layers are fed the real 
 LONGEST = 1024  # beyond this the [T, T] scores cost more memory than the product saves time
 
 
-_layout: list[tuple[Tensor, Tensor]] = []  # (mask [B, T], its true places [N]) of the batch that is on its way through a network
+GROUPS, LEAST = 4, 4  # groups of rows alike in length that attention looks at apart, and rows of a group at least
+
+_layout: list[list[tuple[Tensor, Tensor]]] = []  # of the batch on its way through a network: see `packed`
 
 
 @contextlib.contextmanager
-def packed(mask: Tensor, places: Tensor) -> Iterator[None]:
-    """Inside, networks get the N real tokens of a padded batch as one row [1, N, D]; only attention sees the rows they come from."""
-    _layout.append((mask, places))
+def packed(mask: Tensor) -> Iterator[None]:
+    """Inside, networks get the N real tokens of a batch padded as `mask` [B, T] says as one row [1, N, D]; only attention sees the rows
+    they come from, in groups of (mask of the group, numbers of its true places)."""
+    rows = max(LEAST, -(-len(mask) // GROUPS))
+    cut = [part[:, : int(part.sum(1).max())] if not bool(part[:, 0].logical_not().any()) else part for part in mask.split(rows)]
+    _layout.append([(part, part.flatten().nonzero()[:, 0]) for part in cut])
     try:
         yield
     finally:
@@ -34,11 +39,14 @@ def packed(mask: Tensor, places: Tensor) -> Iterator[None]:
 
 
 def _apart(module: nn.Module, states: list[Tensor], options: dict[str, Any]) -> tuple[Tensor, None]:
-    mask, places = _layout[-1]
-    rows = [x.new_zeros(mask.numel(), *x.shape[1::2]).index_copy(0, places, x[0].transpose(0, 1)) for x in states]  # each [B * T, H, D]
-    query, key, value = (x.unflatten(0, mask.shape).transpose(1, 2) for x in rows)
-    mixed, _ = _attend(module, query, key, value, mask[:, None, None], **options)
-    return mixed.flatten(0, 1)[places][None], None
+    found = []
+    parts = zip(*(x[0].transpose(0, 1).split([len(p) for _, p in _layout[-1]]) for x in states), strict=True)  # each [n, H, D]
+    for (mask, places), part in zip(_layout[-1], parts, strict=True):
+        rows = [x.new_zeros(mask.numel(), *x.shape[1:]).index_copy(0, places, x) for x in part]
+        query, key, value = (x.unflatten(0, mask.shape).transpose(1, 2) for x in rows)
+        mixed, _ = _attend(module, query, key, value, mask[:, None, None], **options)
+        found.append(mixed.flatten(0, 1)[places])
+    return torch.cat(found)[None], None
 
 
 def attend(

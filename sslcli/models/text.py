@@ -108,7 +108,7 @@ class Text(Backbone):
         """The same hidden states from the real tokens alone, with zeros where padding is: no layer spends time on that."""
         places = mask.flatten().nonzero()[:, 0]
         positions = (torch.arange(ids.shape[1]) + self.first_position).expand_as(ids).flatten()[places]
-        with attention.packed(mask, places):
+        with attention.packed(mask):
             found = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None]).last_hidden_state[0]
         return found.new_zeros(mask.numel(), found.shape[-1]).index_copy(0, places, found).unflatten(0, mask.shape)
 
