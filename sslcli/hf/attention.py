@@ -79,7 +79,12 @@ def _attend(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
+def _mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """The library's [B, 1, T, T]; none of a packed batch, whose rows attention knows (that mask would grow with its square)."""
+    return None if _layout else sdpa_mask(*arguments, **options)
+
+
 def register() -> None:
     if "sslcli" not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register("sslcli", attend)
-        ALL_MASK_ATTENTION_FUNCTIONS.register("sslcli", sdpa_mask)
+        ALL_MASK_ATTENTION_FUNCTIONS.register("sslcli", _mask)
