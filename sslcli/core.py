@@ -67,7 +67,7 @@ class Objective(nn.Module, ABC):
     """A loss and what it owns: heads, teacher, queue, and how records become its batches (masking, views)."""
 
     room: ClassVar[str] = "objectives"
-    metric: ClassVar[str] = "loss"  # picks the best checkpoint
+    metric: ClassVar[str] = "loss"  # picks the best checkpoint; "": none is best, as where the loss moves with a teacher
     higher_is_better: ClassVar[bool] = False
     head_kind: ClassVar[str | None] = None  # the pretrained head that it borrows, if there is one: masked_lm, token_classification, ...
     couples_rows: ClassVar[bool] = False  # True: rows of a batch are each other's negatives, so a batch is never cut in pieces

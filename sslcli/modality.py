@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from sslcli.core import Backbone, Batch, Objective
+from sslcli.errors import BadInput
 
 
 class Processor(Protocol):
@@ -56,8 +57,8 @@ class Modality(ABC):
     allow_changed: bool
 
     @property
-    def has_test(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def has_test(self) -> bool: ...
 
     @staticmethod
     def prepared(done: int) -> str:
@@ -94,7 +95,7 @@ class Modality(ABC):
 
     def preview(self, path: Path, processor: Any, store: Any) -> None:
         """Draw what training sees beside what it is made of."""
-        raise NotImplementedError
+        raise BadInput("--preview: draws views of pictures; this run has none")
 
     def views(self, processor: Any, store: Any) -> tuple[dict[str, Any], str | None]:
         """A receipt of how unlike the views of an input are, and a warning where they are too much so or too little."""

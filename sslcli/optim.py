@@ -81,14 +81,15 @@ class Optimizer:
         self.refused += bad
         scale = torch.clamp(self.clip / (norm + 1e-6), max=1.0) if self.clip is not None else torch.ones_like(norm)
         scale = torch.where(bad > 0, torch.ones_like(scale), scale)
-        if not self._step_on_device():
+        fused = self._step_on_device()
+        if not fused:
             torch._foreach_mul_(grads, scale)
         rate = self.rate(step)
         for engine in self.engines:
             for group in engine.param_groups:
                 group["lr"] = rate * group["share"]
-        if self._step_on_device() or not bad.item():
-            self._move(bad, 1 / scale, step)
+        if fused or not bad.item():
+            self._move(bad, 1 / scale if fused else None, step)
         self.forget_gradients()
         return norm
 
@@ -111,9 +112,10 @@ class Optimizer:
         return all(getattr(e, "_step_supports_amp_scaling", False) for e in self.engines)
 
     @torch.no_grad()
-    def _move(self, bad: Tensor, divisor: Tensor, step: int) -> None:
+    def _move(self, bad: Tensor, divisor: Tensor | None, step: int) -> None:
+        """`divisor`: of gradients that are not clipped yet; fused kernels clip as they go, one pass over the gradients less."""
         for engine in self.engines:
-            engine.found_inf, engine.grad_scale = bad, divisor  # fused kernels clip as they go: one pass over the gradients less
+            engine.found_inf, engine.grad_scale = bad, divisor
             engine.step()
         if self.low:
             torch._foreach_copy_(self.weights, self.masters)

@@ -124,6 +124,19 @@ def test_clipping_is_the_librarys() -> None:
     assert float(moved) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_clipping_is_done_once_whichever_engines_step() -> None:
+    """Muon's partner is fused and could clip by itself: what moves is what the gradient clipped once makes of it."""
+    moments = {}
+    for kind in ("adamw", "muon"):
+        torch.manual_seed(0)
+        net = Net()
+        made = optimizer(net, kind=kind, clip=0.01)
+        (net(torch.arange(7)[:, None]).square().sum() * 100).backward()
+        made.step(ALONE, 0)
+        moments[kind] = made.state()["moments"]["task.weight|exp_avg"]
+    assert torch.allclose(moments["adamw"], moments["muon"], rtol=1e-5)
+
+
 def test_the_average_is_exponential_and_takes_the_weights_place() -> None:
     torch.manual_seed(0)
     net = Net()

@@ -33,10 +33,7 @@ class Call:
     def drawn(self, source: Modality, processor: Any, store: Any) -> dict[str, Any]:
         """What `--preview` asked for."""
         path = Path(str(self.preview))
-        try:
-            source.preview(path, processor, store)
-        except NotImplementedError as error:
-            raise BadInput("--preview: draws views of pictures; this run has none") from error
+        source.preview(path, processor, store)
         self.screen.say(f"views of the first epoch: {path}")
         return {"preview": str(path)}
 

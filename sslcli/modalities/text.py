@@ -27,6 +27,8 @@ class Text(TextData, Modality):
     def start(
         self, first: Start, model: Part | None, tokenizer: Part[Recipe] | None, augment: None, say: Callable[[str], None]
     ) -> tuple[Tokenizer, Network]:
+        if first.source is not None and model is not None:
+            raise BadInput("model: from= brings its own model; leave model= out")
         words = self._tokenizer(first, model, tokenizer, say)
         words = words.for_words() if "tokens" in first.columns else words
         torch.manual_seed(first.seed)

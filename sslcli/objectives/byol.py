@@ -14,7 +14,7 @@ from sslcli.teacher import Teacher
 class BYOL(ImageObjective):
     """The twin's momentum rises from `momentum` to 1 along a cosine. The loss says little: watch `spread`, which is 0 in a collapse."""
 
-    metric = ""  # its loss moves with its teacher or its own targets: no checkpoint is best by it
+    metric = ""
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm, whose statistics are of one view and one rank
     lr_times_width = 0.3
     batch_size = 256

@@ -23,7 +23,7 @@ class DINO(ImageObjective):
     pictures share, without which narrow networks take long to begin. The vector is the network's pooled one, as in later tasks.
     """
 
-    metric = ""  # its loss moves with its teacher or its own targets: no checkpoint is best by it
+    metric = ""
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm
     lr_times_width = 0.15
     batch_size = 128

@@ -19,7 +19,7 @@ class MoCo(ImageObjective):
     et al. 2020). `chunk` as in SimCLR, for the queries: only they have a gradient.
     """
 
-    metric = ""  # its loss moves with its teacher or its own targets: no checkpoint is best by it
+    metric = ""
     couples_rows, least, least_views = True, 2, 2
     lr_times_width = 0.3
     batch_size = 256

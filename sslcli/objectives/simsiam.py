@@ -12,7 +12,7 @@ from sslcli.losses import negative_cosine, spread
 class SimSiam(ImageObjective):
     """Neither negatives nor a teacher: the stopped gradient and the predictor's `bottleneck` keep it from collapse, where `spread` is 0."""
 
-    metric = ""  # its loss moves with its teacher or its own targets: no checkpoint is best by it
+    metric = ""
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm, whose statistics are of one view and one rank
     lr_times_width = 0.3
     batch_size = 256

@@ -22,7 +22,7 @@ class SwAV(ImageObjective):
     The prototypes stay as they are for the first `freeze` of the run.
     """
 
-    metric = ""  # its loss moves with its teacher or its own targets: no checkpoint is best by it
+    metric = ""
     couples_rows, least, least_views = True, 2, ASSIGNED
     lr_times_width = 0.3
     batch_size = 256
