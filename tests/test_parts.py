@@ -59,7 +59,8 @@ def test_skipping_padding_changes_nothing(words, architecture) -> None:
     ids, mask = torch.randint(5, 300, (10, 30)), torch.arange(30) < lengths[:, None]
     found = []
     for packs in (True, False):
-        model.packs = packs
+        assert not packs or model.pack()
+        model.packing = packs
         hidden = model.encode({"ids": ids, "mask": mask})
         gradient = torch.autograd.grad(hidden[mask].square().sum(), list(model.parameters()), allow_unused=True)
         found.append((hidden[mask], [g for g in gradient if g is not None]))

@@ -81,7 +81,8 @@ class Text(Backbone):
         self.pools_freely = self.family in POOLED and kind != "sequence_classification"
         self._spare = [(kind, full)]  # a list, so that the module tree does not see the model a second time
         whole = set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
-        self.packs = self.family in POOLED and whole and _fused_attention(base)
+        self.packing = False
+        self._packs = self.family in POOLED and whole and _fused_attention(base)
         if _fused_attention(base):
             base.set_attn_implementation("sslcli")
             if full is not None:
@@ -93,7 +94,7 @@ class Text(Backbone):
 
     def encode(self, batch: Batch) -> Tensor:
         mask = batch.get("mask")
-        if self.packs and mask is not None and mask.device.type == "cpu" and float(mask.float().mean()) < 1 - attention.PADDED:
+        if self.packing and mask is not None and mask.device.type == "cpu" and float(mask.float().mean()) < 1 - attention.PADDED:
             return self._packed(batch["ids"], mask)
         options = {} if not self.decoder else {"use_cache": False}
         output = self.base(
@@ -103,6 +104,12 @@ class Text(Backbone):
             **options,
         )
         return output.last_hidden_state
+
+    def pack(self) -> bool:
+        """Skip padding from now on, where this family's layers can; whether they do. It pays where the rows of a batch are of any length;
+        batches of rows alike in length, as in pretraining, gain nothing and need more memory (their token counts are all unlike)."""
+        self.packing = self._packs
+        return self.packing
 
     def _packed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The same hidden states from the real tokens alone, with zeros where padding is: no layer spends time on that."""
@@ -126,7 +133,7 @@ class Text(Backbone):
         return (hidden * weight).sum(1) / weight.sum(1)
 
     def checkpoint_gradients(self) -> None:
-        self.packs = False  # layers run again when the batch's rows are forgotten
+        self.packing = False  # layers run again when the batch's rows are forgotten
         self.base.gradient_checkpointing_enable({"use_reentrant": False})
 
     def compile(self, **options: Any) -> None:

@@ -56,7 +56,7 @@ class TextClassification(Task):
         if labelling in ("ordinal", "multi") and label_smoothing:
             raise ValueError(f"label_smoothing and labelling={labelling} do not go together; use label_smoothing=0")
         self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
-        self.start, self.borrows, self.packed = start, not model.pools_freely, model.packs
+        self.start, self.borrows, self.packed = start, not model.pools_freely, model.pack()
         self.head = (
             model.head("sequence_classification", self.labels)
             if self.borrows

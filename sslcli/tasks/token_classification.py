@@ -41,7 +41,7 @@ class TokenClassification(Task):
     ):
         super().__init__()
         self.class_weights: Tensor | None
-        self.labels, self.smoothing, self.pad, self.packed = list(labels), label_smoothing, int(tokenizer.pad or 0), model.packs
+        self.labels, self.smoothing, self.pad, self.packed = list(labels), label_smoothing, int(tokenizer.pad or 0), model.pack()
         self.head = model.head("token_classification", self.labels)
         counts = facts["train"]["per_label"]
         weights = (
