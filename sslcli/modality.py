@@ -53,6 +53,7 @@ class Modality(ABC):
     room: ClassVar[str] = "modalities"
     unlabelled: ClassVar[tuple[str, ...]]  # roles that are read of a corpus
     seed: int
+    valid: Any
     columns: Any
     allow_changed: bool
 

@@ -119,6 +119,17 @@ def test_solved_heads_take_no_steps(ssl) -> None:
     assert ssl("finetune", "from=pre", "task.tune=probe", "--dry-run").code == 0
 
 
+def test_retrieval_of_a_held_out_part_with_one_picture_a_label(ssl, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for label in "abcd":
+        (tmp_path / "own" / label).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(random.integers(0, 255, (16, 16), np.uint8)).save(tmp_path / "own" / label / f"{i}.png")
+    small = ["model=resnet18", "model.width=8", "data.valid_fraction=0.05", "trainer.steps=4"]
+    done = ssl("finetune", "task=image_retrieval", "data.train=own", *small, "run.dir=run")
+    assert done.code == 0 and json.loads(Path("run/data.json").read_text())["valid"]["examples"] == 4, done.err
+
+
 def test_retrieval_in_a_gallery(ssl) -> None:
     assert ssl("pretrain", "data=digits", "model.width=8", "trainer.steps=6", "run.dir=pre").code == 0
     done = ssl("finetune", "from=pre", "task=image_retrieval", "trainer.steps=6", "run.dir=find")

@@ -74,6 +74,7 @@ def finetune(
         valid = prepared.stores.get("valid")
         moved = Moved(modules)
         term = Term("task", goal, stream, adversarial.build())
+        goal.gallery = _gallery(prepared.stores, "valid", source)
         watch = partial(judge, goal, backbone, valid, replicas) if valid is not None else None
         facts = engine.fit(modules, [term], optimizer, watch, valid.count if valid else 0, _steps, folder.resume)
         if call.dry_run:
@@ -82,18 +83,27 @@ def finetune(
         # what stays
         modules.eval()
         folder.save_model(source, backbone, goal.head, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
-        scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, baseline)}
+        scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, source, baseline)}
         if len(scores) > 1:
             folder.pictures(source, goal, backbone, prepared.stores["test" if "test" in scores else "valid"])
         return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
 
 
-def _scores(task: Task, model: Backbone, stores: Mapping[str, Store], replicas: World, run: Run, baseline: bool) -> dict[str, Any]:
+def _gallery(stores: Mapping[str, Store], split: str, source: Modality) -> Store | None:
+    """Where retrieval looks: what the user named; for a held-out part, which may have one picture a label, what it was split off."""
+    if split == "test":
+        return stores.get("gallery")
+    return stores["train"] if source.valid is None else None
+
+
+def _scores(
+    task: Task, model: Backbone, stores: Mapping[str, Store], replicas: World, run: Run, source: Modality, baseline: bool
+) -> dict[str, Any]:
     """Of every held-out split, and of what a cheap method makes of the same labels; predictions.jsonl is of the last split."""
     splits = [split for split in ("valid", "test") if split in stores]
     scores: dict[str, Any] = {}
     for split in splits:
-        task.gallery = stores.get("gallery") if split == "test" else None
+        task.gallery = _gallery(stores, split, source)
         scores[split] = judge(task, model, stores[split], replicas, run)
     if lines := list(task.index_lines()):
         run.write_lines("index.jsonl", lines)
