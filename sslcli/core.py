@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sslcli.calibration import Calibration
+
 Batch: TypeAlias = dict[str, Tensor]
 """Tensors by name. `weight` (scalar) says how many examples or tokens the loss of this batch is a mean over; it is known before
 the forward pass, so that accumulation and ranks can weigh by it while back-propagating each loss as it comes."""
@@ -110,7 +112,10 @@ class Task(Objective, ABC):
     higher_is_better: ClassVar[bool] = True
     classifies: ClassVar[bool] = True  # its logits are of classes, not a descriptor
     head: nn.Module
+    labels: Sequence[str]
     gallery: Any = None  # a store beside the one that is predicted, in which retrieval looks
+    risk: float | None = None  # the share of answers that may be wrong; the rest is abstained from
+    calibration: Calibration = Calibration()  # how logits are read, once held-out examples have said it
 
     @staticmethod
     @abstractmethod
@@ -124,6 +129,10 @@ class Task(Objective, ABC):
     @abstractmethod
     def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
         """The prediction for an example, from those of its rows."""
+
+    def last_layer(self) -> nn.Linear | None:
+        """What gives the `logits` that `predict` tells of each row, one a label: where a temperature can be divided in."""
+        return None
 
     def look(self, model: Backbone, store: Any) -> None:
         """Before a store is predicted: what has to be known of all of it (a gallery's index)."""

@@ -11,7 +11,8 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
-from sslcli import device
+from sslcli import calibration, device
+from sslcli.calibration import Calibration
 from sslcli.core import Backbone, Batch, Objective, Places, Task
 from sslcli.data import chance
 from sslcli.data.examples import examples_of
@@ -21,6 +22,7 @@ from sslcli.distributed import World
 from sslcli.run import Run, storage
 
 CHUNK = 4096  # examples that are predicted together
+CHECKED = 8  # held-out examples that are looked at again when a temperature was divided in
 SEED = 0x5C02E  # of masks and spans in evaluations: the same at every step and in every run
 
 
@@ -65,6 +67,39 @@ def judge(task: Task, model: Backbone, store: Store, world: World, run: Run | No
                 if file is not None:
                     file.write(json.dumps({"id": i, **example, **prediction}, ensure_ascii=False) + "\n")
     return task.score(said, gold)
+
+
+def calibrate(task: Task, model: Backbone, store: Store | None, world: World) -> dict[str, Any]:
+    """Fit how the task's logits are read on held-out examples, and divide the temperature into its last layer; a receipt of that."""
+    layer = task.last_layer()
+    if store is None or layer is None:
+        nothing = "no examples were held out (too few labels); name some with data.valid"
+        why = "this head has no layer that a temperature could be divided into" if layer is None else nothing
+        task.calibration = Calibration(facts={"why": why})
+        return {"why": why} if task.classifies else {}
+    found, gold = _logits(task, model, store, world)
+    multi = bool(gold) and isinstance(gold[0], list)
+    target = np.array([[x in g for x in task.labels] if multi else task.labels.index(g) for g in gold], np.int64)
+    fitted = calibration.fit(found, target, task.labels, task.risk)
+    assert fitted.temperature is not None
+    calibration.fold(layer, fitted.temperature)
+    after, _ = _logits(task, model, store, world, CHECKED)
+    if not np.allclose(after * fitted.temperature, found[: len(after)], rtol=1e-3, atol=1e-3):
+        raise AssertionError("the last layer does not divide the logits by the temperature that was fitted")
+    task.calibration = fitted
+    return {"temperature": fitted.temperature, "confident": fitted.confident, **fitted.facts}
+
+
+def _logits(task: Task, model: Backbone, store: Store, world: World, most: int | None = None) -> tuple[np.ndarray, list[Any]]:
+    """(logits [N, C], gold) of a store's examples (or the first `most`); windows of one example are averaged."""
+    examples, found, gold = examples_of(store), [], []
+    count = min(examples.count, most or examples.count)
+    for first in range(0, count, CHUNK):
+        parts = _chunk(task, model, store, world, first, min(CHUNK, count - first))
+        for i in sorted(parts):
+            found.append(np.mean([p["logits"] for p in parts[i]], 0))
+            gold.append(json.loads(examples.text(i))["gold"])
+    return np.array(found), gold
 
 
 def _interned(value: Any) -> Any:

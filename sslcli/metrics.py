@@ -88,6 +88,21 @@ def calibration_error(confidence: Sequence[float] | np.ndarray, right: Sequence[
     return float(np.abs(gaps).sum() / len(confidence_))
 
 
+def adaptive_calibration_error(confidence: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, bins: int = 15) -> float:
+    """The same in bins of equally many (Nguyen and O'Connor 2015): a model that is nearly always sure fills few bins of equal width."""
+    confidence_, right_ = np.asarray(confidence, float), np.asarray(right, float)
+    order = np.argsort(confidence_, kind="stable")
+    gaps = [part.sum() for part in np.array_split((right_ - confidence_)[order], min(bins, len(order)))]
+    return float(np.abs(gaps).sum() / len(confidence_))
+
+
+def binomial_upper(errors: int, of: int, doubt: float) -> float:
+    """The share that errors so rare rule out with confidence 1 - doubt: the exact one-sided bound (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    return 1.0 if errors >= of else float(beta.ppf(1 - doubt, errors + 1, of - errors))
+
+
 def average_precision(relevant: np.ndarray) -> np.ndarray:
     """[Q] of which results are relevant, [Q, G] in the order in which they were found; 0 where none is."""
     hits = np.cumsum(relevant, 1, dtype=np.int32)

@@ -175,8 +175,9 @@ def test_the_probe_is_solved_before_the_first_step(data) -> None:
     assert scores["accuracy"] > 0.75 and all((p == before[n]).all() for n, p in model.named_parameters())
     assert scores["accuracy"] == scores["top1"] <= scores["top5"] and scores["ece"] < 0.2
     assert set(scores) == {
-        *(f"{k}{i}" for k in ("accuracy", "macro_f1", "top1", "top5") for i in ("", "_interval")), "ece", "report"
-    }  # fmt: skip
+        *(f"{k}{i}" for k in ("accuracy", "macro_f1", "top1", "top5") for i in ("", "_interval")),
+        *("ece", "ece_adaptive", "brier", "nll", "report"),
+    }
 
 
 def test_full_tuning_begins_at_the_probe_and_goes_beyond(data) -> None:

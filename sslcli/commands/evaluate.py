@@ -72,6 +72,7 @@ def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, pl
         if finished.verb == "finetune":
             finished.goal.gallery = prepared.stores.get("gallery")
             scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run, most)  # type: ignore[arg-type]
+            folder.reliability(finished.goal)
         else:
             scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)
         seconds = time.monotonic() - start

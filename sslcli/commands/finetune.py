@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sslcli.augment import Augment
 from sslcli.build import Modules, Moved, parameters
+from sslcli.calibration import refuse_too_few
 from sslcli.commands import Call
 from sslcli.commands.folder import claimed
 from sslcli.core import Adversary, Backbone, Task, Term
@@ -15,7 +16,7 @@ from sslcli.data.store import Store
 from sslcli.data.stream import Stream
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
-from sslcli.evaluation import judge
+from sslcli.evaluation import calibrate, judge
 from sslcli.evidence.baseline import baseline as cheap
 from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
@@ -25,7 +26,8 @@ from sslcli.trainer import Trainer
 
 PASSES, LEAST = 3, 100  # over the data, and steps, where the user names neither steps nor epochs
 HEADLINE = (
-    *("top1", "top5", "accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1", "ece"),
+    *("top1", "top5", "accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1"),
+    *("ece", "ece_before", "brier", "nll", "abstained", "error_on_answered"),
     *("recall@1", "recall@5", "recall@10", "map"),
 )
 
@@ -69,9 +71,10 @@ def finetune(
         folder.model(backbone, processor, parameters(modules))
 
         # training
+        valid = prepared.stores.get("valid")
+        refuse_too_few(valid.count if valid else None, goal.risk)
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
-        valid = prepared.stores.get("valid")
         moved = Moved(modules)
         term = Term("task", goal, stream, adversarial.build())
         goal.gallery = _gallery(prepared.stores, "valid", source)
@@ -82,11 +85,13 @@ def finetune(
 
         # what stays
         modules.eval()
-        folder.save_model(source, backbone, goal.head, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
+        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), "calibration": calibrate(goal, backbone, valid, replicas)}
+        call.screen.say(goal.calibration.said(goal.labels) if goal.classifies else "")
+        folder.save_model(source, backbone, goal, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
         scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, source, baseline)}
         if len(scores) > 1:
             folder.pictures(source, goal, backbone, prepared.stores["test" if "test" in scores else "valid"])
-        return folder.finish(scores, {"loaded": backbone.loaded, "moved": moved.receipt(modules)}, HEADLINE)
+        return folder.finish(scores, receipts, HEADLINE)
 
 
 def _gallery(stores: Mapping[str, Store], split: str, source: Modality) -> Store | None:

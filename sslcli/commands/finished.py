@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sslcli import config, schema
 from sslcli.build import Modules
+from sslcli.calibration import Calibration
 from sslcli.commands.finetune import finetune
 from sslcli.commands.pretrain import pretrain
 from sslcli.core import Batch, Objective, Task
@@ -48,6 +49,8 @@ class Finished:
         goal = part.build(model, processor, *((facts["labels_in_order"], facts) if verb == "finetune" else ()))
         if getattr(model, "head_state", None) is not None:  # a head that is kept beside the network
             goal.head.load_state_dict(model.head_state)
+        if isinstance(goal, Task) and goal.classifies:
+            goal.calibration = Calibration.load(folder / "model", goal.labels)
         Modules(model, goal=goal).eval()
         size = parts["trainer"].config["batch_size"] or goal.batch_size
         return cls(folder, verb, parts["data"], parts["seed"], size, processor, model, goal, facts, facts.get("labels_in_order", []))

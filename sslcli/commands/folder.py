@@ -16,6 +16,7 @@ from sslcli.data.text import Prepared
 from sslcli.errors import BadInput, printable
 from sslcli.log import duration, shown
 from sslcli.modality import Modality, Processor
+from sslcli.report.curves import draw_reliability
 from sslcli.run import Run, storage
 from sslcli.trainer import Trainer
 
@@ -97,7 +98,7 @@ class Folder:
         self,
         source: Modality,
         model: Any,
-        head: nn.Module | None,
+        goal: Any,
         processor: Processor,
         labels: Sequence[str] | None = None,
         multi: bool = False,
@@ -108,7 +109,9 @@ class Folder:
         making, final = self.run.dir / ".model.tmp", self.run.dir / "model"
         with storage(self.run.dir):
             shutil.rmtree(making, ignore_errors=True)
-            source.save(making, model, head, processor, labels, multi)
+            source.save(making, model, getattr(goal, "head", None), processor, labels, multi)
+            if labels is not None and goal.classifies:
+                goal.calibration.save(making, labels)
             shutil.rmtree(final, ignore_errors=True)
             making.rename(final)
 
@@ -120,6 +123,18 @@ class Folder:
         self.drawn = drawn
         if missing:
             self.call.screen.warn(missing)
+        self.reliability(goal)
+
+    def reliability(self, goal: Any) -> None:
+        """reliability.png, of a classifier."""
+        if not self.run.writes or not getattr(goal, "classifies", False):
+            return
+        try:
+            with storage(self.run.dir):
+                if draw_reliability(self.run.dir, goal.calibration):
+                    self.drawn = [*self.drawn, "reliability.png"]
+        except BadInput as error:
+            self.call.screen.detail(f"reliability.png: not drawn: {error}")
 
     def finish(self, scores: dict[str, Any], receipts: dict[str, Any], headline: Sequence[str]) -> dict[str, Any]:
         """metrics.json, receipts.json, the final table, and where all of it is."""

@@ -82,7 +82,7 @@ def pretrain(
         for split in (s for s in ("valid", "test") if s in stores and stores[s].count):
             scores[split] = held_out(goal, backbone, stores[split], replicas, engine.batch_size)
             scores[split] |= source.transfer(backbone, processor, stores["train"], stores[split])
-        folder.save_model(source, backbone, getattr(goal, "head", None), processor)
+        folder.save_model(source, backbone, goal, processor)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **seen}
         folder.pictures(source, goal, backbone, stores.get("test") or valid or stores["train"])
         return folder.finish(scores, receipts, HEADLINE)

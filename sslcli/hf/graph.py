@@ -51,5 +51,5 @@ def text_graph(model: Path, auto: Any, longest: int) -> Graph:
     example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
     shape = {0: Dim("batch", min=1, max=4096), 1: Dim("length", min=2, max=longest)}
     names = ["input_ids", "attention_mask"]
-    beside = ("tokenizer.json", "tokenizer_config.json")
+    beside = ("tokenizer.json", "tokenizer_config.json", "calibration.json")
     return Graph(Plain(model, auto), example, (shape, shape), names, model, auto or AutoModel, beside)

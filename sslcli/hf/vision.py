@@ -228,4 +228,4 @@ def vision_graph(folder: Path, kind: str | None) -> Graph:
         auto = None
     example = (torch.zeros(2, processor.channels, processor.size, processor.size),)
     free = ({0: Dim("batch", min=1, max=4096)},)
-    return Graph(_Whole(model).eval(), example, free, ("pixel_values",), folder, auto, ("preprocessor_config.json",))
+    return Graph(_Whole(model).eval(), example, free, ("pixel_values",), folder, auto, ("preprocessor_config.json", "calibration.json"))

@@ -63,7 +63,7 @@ def worst(path: Path, pictures: Any, gold: Sequence[str], predicted: Sequence[st
 
 def confusion(path: Path, gold: Sequence[str], predicted: Sequence[str], names: Sequence[str], title: str = "Confusion") -> None:
     """Rows are what pictures are, columns what they were taken for; colour is the share of the row, numbers are pictures."""
-    pyplot = _pyplot()
+    pyplot = plotter()
     counts = np.zeros((len(names), len(names)), np.int64)
     ids = {name: i for i, name in enumerate(names)}
     np.add.at(counts, ([ids[g] for g in gold], [ids[p] for p in predicted]), 1)
@@ -84,12 +84,12 @@ def confusion(path: Path, gold: Sequence[str], predicted: Sequence[str], names: 
         number = f"{counts[i, j]:,}" if counts[i, j] < 10_000 else f"{counts[i, j] / 1000:.0f}k"
         axes.text(j, i, number, ha="center", va="center", fontsize=7.5, color="white" if shares[i, j] > 0.55 else "black")
     figure.colorbar(drawn, ax=axes, shrink=0.7, label="share of the row")
-    _keep(pyplot, figure, path)
+    keep(pyplot, figure, path)
 
 
 def embedding_map(path: Path, vectors: Any, labels: Sequence[str], method: str = "pca", title: str = "Map of the vectors") -> None:
     """Vectors [N, D] of unit length in two dimensions (`pca`, or `tsne` of scikit-learn), a colour a label."""
-    pyplot = _pyplot()
+    pyplot = plotter()
     every, unit = np.asarray(labels), np.asarray(vectors, np.float32)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     rows = np.random.default_rng(0).permutation(len(unit))[:MAPPED]
@@ -107,7 +107,7 @@ def embedding_map(path: Path, vectors: Any, labels: Sequence[str], method: str =
         axes.scatter(*flat[every == name].T, s=size, color=palette[i], alpha=0.75, linewidths=0, label=_short(name))
     axes.set(xticks=[], yticks=[], title=f"{title}, {len(flat):,} pictures ({said})")
     figure.legend(loc="outside right upper", frameon=False, markerscale=6 / size**0.5)
-    _keep(pyplot, figure, path)
+    keep(pyplot, figure, path)
 
 
 def _flat(unit: np.ndarray, method: str) -> tuple[np.ndarray, str]:
@@ -131,7 +131,7 @@ def _short(name: object) -> str:
     return shortened(str(name), LETTERS)
 
 
-def _pyplot() -> Any:
+def plotter() -> Any:
     try:
         import matplotlib
     except ImportError as error:
@@ -143,7 +143,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _keep(pyplot: Any, figure: Any, path: Path) -> None:
+def keep(pyplot: Any, figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a letter that no font of this machine has is drawn as a box

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcli import metrics
+from sslcli.calibration import last_linear
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data.labels import LabelCoder
 from sslcli.data.pixels import Pixels
@@ -45,6 +46,7 @@ class ImageClassification(Task):
         class_weights: Literal["none", "balanced"],
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],
         dropout: Annotated[float, Field(ge=0, lt=1)],
+        risk: Annotated[float, Field(ge=0.001, lt=1)] | None,
     ):
         super().__init__()
         self.class_weights: Tensor | None
@@ -53,6 +55,11 @@ class ImageClassification(Task):
             raise ValueError("class_weights=balanced and several labels a picture do not go together; use class_weights=none")
         if self.multi and label_smoothing:
             raise ValueError("label_smoothing and several labels a picture do not go together; use label_smoothing=0")
+        if self.multi and risk is not None:
+            raise ValueError("risk and several labels a picture do not go together: each is given or not; use risk=null")
+        if tune == "knn" and risk is not None:
+            raise ValueError("risk and tune=knn do not go together: votes are not calibrated; use tune=probe")
+        self.risk = risk
         self.labels, self.processor, self.tune, self.start, self.smoothing = list(labels), processor, tune, start, label_smoothing
         self.dropout = 0.0 if tune == "probe" else dropout
         self.head: nn.Module = _layer(model, len(labels))
@@ -124,6 +131,9 @@ class ImageClassification(Task):
             self.head.bias.copy_(bias)  # type: ignore[operator]
         self.head.requires_grad_(self.tune != "probe")
 
+    def last_layer(self) -> nn.Linear | None:
+        return last_linear(self.head, len(self.labels))
+
     @torch.no_grad()
     def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
         return [{"logits": row} for row in self.logits(model, {"pixels": self.processor.plain(batch["pixels"])}).cpu().tolist()]
@@ -131,25 +141,13 @@ class ImageClassification(Task):
     def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
         """`rank` is how many classes were held for likelier than the one it is."""
         logits = np.array(parts[0]["logits"])
-        shown: dict[str, Any] = {}
-        if self.multi:
-            probabilities = 1 / (1 + np.exp(-logits))
-            chosen: Any = [self.labels[i] for i in np.flatnonzero(probabilities > 0.5)]
-        else:
-            e = np.exp(logits - logits.max())
-            probabilities = e / e.sum()
-            chosen = self.labels[int(probabilities.argmax())]
-            if example in self.labels:
-                shown["rank"] = int((logits > logits[self.labels.index(example)]).sum())
-        named = {x: round(float(p), 6) for x, p in zip(self.labels, probabilities, strict=True)}
-        return {"prediction": chosen, **shown, "probabilities": named}
+        rank = {} if self.multi or example not in self.labels else {"rank": int((logits > logits[self.labels.index(example)]).sum())}
+        return self.calibration.verdict(logits, self.labels, example, self.multi) | rank
 
     def kept(self, prediction: Prediction) -> Any:
-        """What `score` needs of a prediction: of one label also its rank and how sure it was, of several the probabilities."""
-        probabilities = list(prediction["probabilities"].values())
-        if self.multi:
-            return prediction["prediction"], np.array(probabilities, np.float32)
-        return prediction["prediction"], prediction["rank"], max(probabilities)
+        """What `score` needs of a prediction: of one label also its rank."""
+        kept = self.calibration.kept(prediction, self.multi)
+        return kept if self.multi else (*kept, prediction["rank"])
 
     def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
         """Of what `kept` gave; of bare labels, scores that need no more."""
@@ -158,17 +156,16 @@ class ImageClassification(Task):
         said = [p[0] for p in predictions] if more else predictions
         if self.multi:
             true = _rows_of(gold, ids)
-            return metrics.multi_label(true, _rows_of(said, ids), self.labels) | (
-                {"map": metrics.label_map(true, np.stack([p for (p,) in more]))} if more else {}
-            )
+            scores = metrics.multi_label(true, _rows_of(said, ids), self.labels)
+            known = np.stack([p for (p,) in more]) if more else None
+            return scores if known is None else scores | {"map": metrics.label_map(true, known)} | self.calibration.scores(true, more)
         true, guess = (np.array([ids[x] for x in values], np.int32) for values in (gold, said))
         scores = metrics.classification(true, guess, self.labels)
         scores |= {"top1": scores["accuracy"], "top1_interval": scores["accuracy_interval"]}
         if not more:
             return scores
-        ranks, sure = zip(*more, strict=True)
-        top5 = metrics.within(ranks, (5,), "top") if len(self.labels) > 5 else {}
-        return {**scores, **top5, "ece": metrics.calibration_error(sure, true == guess)}
+        top5 = metrics.within([p[-1] for p in more], (5,), "top") if len(self.labels) > 5 else {}
+        return {**scores, **top5, **self.calibration.scores(true == guess, [p[:-1] for p in more])}
 
 
 class _Neighbours(nn.Module):

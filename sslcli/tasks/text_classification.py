@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcli import metrics
+from sslcli.calibration import last_linear
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data import chance
 from sslcli.data.blocks import padded
@@ -45,6 +46,7 @@ class TextClassification(Task):
         class_weights: Literal["none", "balanced"],
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],
         dropout: Annotated[float, Field(ge=0, lt=1)],
+        risk: Annotated[float, Field(ge=0.001, lt=1)] | None,
     ):
         super().__init__()
         self.class_weights: Tensor | None
@@ -55,6 +57,9 @@ class TextClassification(Task):
             raise ValueError("class_weights=balanced and labelling=multi do not go together; use class_weights=none")
         if labelling in ("ordinal", "multi") and label_smoothing:
             raise ValueError(f"label_smoothing and labelling={labelling} do not go together; use label_smoothing=0")
+        if labelling == "multi" and risk is not None:
+            raise ValueError("risk and labelling=multi do not go together: several labels are each given or not; use risk=null")
+        self.risk = risk
         self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
         self.start, self.borrows, self.packed = start, not model.pools_freely, model.pack()
         self.head = (
@@ -122,6 +127,9 @@ class TextClassification(Task):
             found.append((model.pool(model.encode(batch), batch).float(), batch["label"]))
         return torch.cat([v for v, _ in found]), torch.cat([y for _, y in found])
 
+    def last_layer(self) -> nn.Linear | None:
+        return last_linear(self.head, len(self.labels))
+
     @torch.no_grad()
     def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
         return [{"logits": row} for row in self.logits(model, batch).cpu().tolist()]
@@ -129,21 +137,22 @@ class TextClassification(Task):
     def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
         """The windows of one text: their mean."""
         logits = np.mean([p["logits"] for p in parts], 0)
-        if self.labelling == "multi":
-            probabilities = 1 / (1 + np.exp(-logits))
-            chosen: Any = [self.labels[i] for i in np.flatnonzero(probabilities > 0.5)]
-        else:
-            e = np.exp(logits - logits.max())
-            probabilities = e / e.sum()
-            chosen = self.labels[int(probabilities.argmax())]
-        return {"prediction": chosen, "probabilities": {x: round(float(p), 6) for x, p in zip(self.labels, probabilities, strict=True)}}
+        return self.calibration.verdict(logits, self.labels, example, self.labelling == "multi")
+
+    def kept(self, prediction: Prediction) -> Any:
+        return self.calibration.kept(prediction, self.labelling == "multi")
 
     def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
+        """Of what `kept` gave; of bare labels, scores that need no more."""
         ids = {label: i for i, label in enumerate(self.labels)}
+        more = [p[1:] for p in predictions if isinstance(p, tuple)]
+        guess = [p[0] for p in predictions] if more else predictions
         if self.labelling == "multi":
-            return metrics.multi_label(self._rows_of(gold, ids), self._rows_of(predictions, ids), self.labels)
-        true, said = (np.array([ids[x] for x in values], np.int32) for values in (gold, predictions))
-        return metrics.classification(true, said, self.labels) | (metrics.ordinal(true, said) if self.labelling == "ordinal" else {})
+            rows = self._rows_of(gold, ids)
+            return metrics.multi_label(rows, self._rows_of(guess, ids), self.labels) | (self.calibration.scores(rows, more) if more else {})
+        true, said = (np.array([ids[x] for x in values], np.int32) for values in (gold, guess))
+        scores = metrics.classification(true, said, self.labels) | (metrics.ordinal(true, said) if self.labelling == "ordinal" else {})
+        return scores | (self.calibration.scores(true == said, more) if more else {})
 
     @staticmethod
     def _rows_of(values: Sequence[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:
