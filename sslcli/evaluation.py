@@ -76,7 +76,7 @@ def calibrate(task: Task, model: Backbone, store: Store | None, world: World) ->
         nothing = "no examples were held out (too few labels); name some with data.valid"
         why = "this head has no layer that a temperature could be divided into" if layer is None else nothing
         task.calibration = Calibration(facts={"why": why})
-        return {"why": why} if task.classifies else {}
+        return {"calibration": {"why": why}} if task.classifies else {}
     found, gold = _logits(task, model, store, world)
     multi = bool(gold) and isinstance(gold[0], list)
     target = np.array([[x in g for x in task.labels] if multi else task.labels.index(g) for g in gold], np.int64)
@@ -87,7 +87,7 @@ def calibrate(task: Task, model: Backbone, store: Store | None, world: World) ->
     if not np.allclose(after * fitted.temperature, found[: len(after)], rtol=1e-3, atol=1e-3):
         raise AssertionError("the last layer does not divide the logits by the temperature that was fitted")
     task.calibration = fitted
-    return {"temperature": fitted.temperature, "confident": fitted.confident, **fitted.facts}
+    return {"calibration": {"temperature": fitted.temperature, "confident": fitted.confident, **fitted.facts}}
 
 
 def _logits(task: Task, model: Backbone, store: Store, world: World, most: int | None = None) -> tuple[np.ndarray, list[Any]]:

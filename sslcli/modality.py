@@ -94,8 +94,12 @@ class Modality(ABC):
         """Sentences about what was found in a split, as counted while it was prepared."""
         return ()
 
-    def preview(self, path: Path, processor: Any, store: Any) -> None:
-        """Draw what training sees beside what it is made of."""
+    def changing(self, processor: Any, model: Backbone, store: Any) -> Any:
+        """What changes the training batches of `store` as they are read; None where nothing does."""
+        return None
+
+    def preview(self, path: Path, processor: Any, store: Any) -> str | None:
+        """Draw what training sees beside what it is made of; lines for the screen, where that can be said in words."""
         raise BadInput("--preview: draws views of pictures; this run has none")
 
     def views(self, processor: Any, store: Any) -> tuple[dict[str, Any], str | None]:

@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslcli.augment import Augment
+from sslcli.augmentations.views import Views
 
 CELL, GAP = 64, 4  # pixels: the least side of a picture on the sheet, and the grey between two
 IDENTICAL, UNRELATED = 0.95, 0.6  # measured on photographs, clothing and digits: pairs that were shuffled are told apart in 0.50 to 0.53
 
 
-def draw(path: Path, augment: Augment, pixels: Tensor, draws: Tensor, mirror: bool) -> None:
+def draw(path: Path, augment: Views, pixels: Tensor, draws: Tensor, mirror: bool) -> None:
     """A PNG with a row for each of pixels (uint8 [N, C, S, S]): the picture, and beside it the views that these draws give."""
     with torch.no_grad():
         sheet([pixels.float() / 255, *augment.views(pixels, draws, mirror)]).save(path, "PNG")
@@ -41,7 +41,7 @@ def _image(picture: Tensor, enlarged: int) -> Image.Image:
     return image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST)
 
 
-def receipt(augment: Augment, pixels: Tensor, draws: Tensor, mirror: bool) -> dict[str, float | int]:
+def receipt(augment: Views, pixels: Tensor, draws: Tensor, mirror: bool) -> dict[str, float | int]:
     """How alike views are (correlation of their pixels): two of one picture, two of different pictures, and how often the two of one
     picture are the more alike. With one view, it is compared with its picture. A few hundred pictures say it to about 0.02."""
     with torch.no_grad():

@@ -33,8 +33,8 @@ class Call:
     def drawn(self, source: Modality, processor: Any, store: Any) -> dict[str, Any]:
         """What `--preview` asked for."""
         path = Path(str(self.preview))
-        source.preview(path, processor, store)
-        self.screen.say(f"views of the first epoch: {path}")
+        words = source.preview(path, processor, store)
+        self.screen.say(words or f"views of the first epoch: {path}")
         return {"preview": str(path)}
 
     def refuse_both(self, one: str, other: str, why: str) -> None:

@@ -62,6 +62,7 @@ def finetune(
         processor, backbone = source.start(first, model, tokenizer, augment, call.screen.say)
         prepared = source.examples(coder, processor)
         folder.data(source, prepared, processor.length)
+        change = source.changing(processor, backbone, prepared.stores["train"])
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
 
@@ -71,10 +72,10 @@ def finetune(
         folder.model(backbone, processor, parameters(modules))
 
         # training
-        valid = prepared.stores.get("valid")
-        refuse_too_few(valid.count if valid else None, goal.risk)
+        valid = _held_out(prepared.stores, goal)
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
+        changed = folder.changes(change, stream, seed)
         moved = Moved(modules)
         term = Term("task", goal, stream, adversarial.build())
         goal.gallery = _gallery(prepared.stores, "valid", source)
@@ -85,13 +86,19 @@ def finetune(
 
         # what stays
         modules.eval()
-        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), "calibration": calibrate(goal, backbone, valid, replicas)}
-        call.screen.say(goal.calibration.said(goal.labels) if goal.classifies else "")
+        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **changed, **calibrate(goal, backbone, valid, replicas)}
         folder.save_model(source, backbone, goal, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
         scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, source, baseline)}
         if len(scores) > 1:
             folder.pictures(source, goal, backbone, prepared.stores["test" if "test" in scores else "valid"])
         return folder.finish(scores, receipts, HEADLINE)
+
+
+def _held_out(stores: Mapping[str, Store], task: Task) -> Store | None:
+    """What checkpoints are chosen on and calibrations fitted: enough for what is to be promised."""
+    valid = stores.get("valid")
+    refuse_too_few(valid.count if valid else None, task.risk)
+    return valid
 
 
 def _gallery(stores: Mapping[str, Store], split: str, source: Modality) -> Store | None:

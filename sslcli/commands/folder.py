@@ -85,6 +85,15 @@ class Folder:
             self.call.screen.warn(doubt)
         return seen
 
+    def changes(self, change: Any, stream: Any, seed: int) -> dict[str, Any]:
+        """Let an augmentation change the batches of a stream, and say what it does; a receipt, measured before the first step."""
+        if change is None:
+            return {}
+        stream.change, found = change, change.receipt(seed)
+        measured = ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in found.items())
+        self.call.screen.say(f"augment  {measured} (of the first epoch){f'; {change.said}' if change.said else ''}")
+        return {"augment": found}
+
     def model(self, model: Any, processor: Processor, sizes: Mapping[str, int]) -> None:
         loaded = model.loaded
         origin = (
@@ -104,6 +113,8 @@ class Folder:
         multi: bool = False,
     ) -> None:
         """`model/`, which plain transformers loads: written beside and renamed, so that it is whole or not there."""
+        if labels is not None and goal.classifies:
+            self.call.screen.say(goal.calibration.said(labels))
         if not self.run.writes:
             return
         making, final = self.run.dir / ".model.tmp", self.run.dir / "model"

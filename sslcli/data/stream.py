@@ -29,6 +29,7 @@ class Stream:
     micro_tokens: int | None = None  # padded tokens of one forward pass
     worth: int = 256  # padded tokens whose saving is worth a forward pass of its own
     whole: bool = False  # never cut a rank's share, never give an incomplete batch
+    change: Callable[[Batch, np.ndarray, np.ndarray], Batch] | None = None  # (batch, rows, keys) -> batch: an augmentation of texts
     _order: tuple[int, np.ndarray] = field(default=(-1, np.zeros(0, np.int64)), repr=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +57,10 @@ class Stream:
         """This rank's micro-batches of a step. Ranks take every n-th row, so that sorted rows share out evenly."""
         mine = self.rows(step)[self.rank :: self.world]
         keys = chance.keys(self.seed, step // self.steps_per_epoch, mine)
-        return [self.read(mine[part], keys[part]) for part in self._cut(mine)]
+        pieces = [(mine[part], keys[part]) for part in self._cut(mine)]
+        if self.change is None:
+            return [self.read(*piece) for piece in pieces]
+        return [self.change(self.read(*piece), *piece) for piece in pieces]
 
     def _plan(self, epoch: int) -> np.ndarray:
         order = chance.permutation(self.seed, epoch, self.places.count)

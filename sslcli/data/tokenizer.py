@@ -27,6 +27,7 @@ class Tokenizer:
     """A Hugging Face fast tokenizer and what packing and masking need to know of it."""
 
     length = 128  # tokens of a row, settled once the network is known
+    augment: Any = None  # what changes the texts that are learnt from
 
     def __init__(self, hf: Any):
         self.hf = hf

@@ -30,7 +30,7 @@ def packed(mask: Tensor) -> Iterator[None]:
     """Inside, networks get the N real tokens of a batch padded as `mask` [B, T] says as one row [1, N, D]; only attention sees the rows
     they come from, in groups of (mask of the group, numbers of its true places)."""
     rows = max(LEAST, -(-len(mask) // GROUPS))
-    cut = [part[:, : int(part.sum(1).max())] if not bool(part[:, 0].logical_not().any()) else part for part in mask.split(rows)]
+    cut = [part[:, : int(part.any(0).nonzero().max()) + 1] for part in mask.split(rows)]
     _layout.append([(part, part.flatten().nonzero()[:, 0]) for part in cut])
     try:
         yield

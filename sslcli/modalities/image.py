@@ -127,7 +127,7 @@ class Image(ImageData, Modality):
             yield {"pixels": pixels}, (pixels,), recorded[start : start + len(rows)]
 
 
-def _augment(part: Part[Augment], views: int) -> Augment:
+def _augment(part: Part[Augment], views: int) -> Any:
     """As configured, but of one view where one is looked at and all are alike."""
     alike = all(not isinstance(x, list) for x in (part.config["blur"].probability, part.config["solarise"]))
     one = {"views": 1} if views == 1 and alike and not part.config["local"].count else {}

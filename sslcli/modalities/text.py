@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sslcli.augment import Augment
+from sslcli.augment.text import TextAugment, refuse_rows
 from sslcli.build import check_loaded
 from sslcli.core import Batch, Objective
 from sslcli.data import corpus, examples
-from sslcli.data.store import built
+from sslcli.data.store import Store, built
 from sslcli.data.text import Prepared, TextData
 from sslcli.data.tokenizer import Recipe, Tokenizer, sample
 from sslcli.errors import BadCheckpoint, BadInput
@@ -22,11 +25,15 @@ from sslcli.modality import Modality, Start
 from sslcli.models.text import Text as Network
 from sslcli.schema import Part
 
+PREVIEWED = 10  # texts
+
 
 class Text(TextData, Modality):
     def start(
-        self, first: Start, model: Part | None, tokenizer: Part[Recipe] | None, augment: None, say: Callable[[str], None]
+        self, first: Start, model: Part | None, tokenizer: Part[Recipe] | None, augment: Part[Augment] | None, say: Callable[[str], None]
     ) -> tuple[Tokenizer, Network]:
+        if augment is not None:
+            refuse_rows(first.columns)
         if first.source is not None and model is not None:
             raise BadInput("model: from= brings its own model; leave model= out")
         words = self._tokenizer(first, model, tokenizer, say)
@@ -46,6 +53,7 @@ class Text(TextData, Modality):
                 f"from={first.source}: its tokenizer has {words.size:,} tokens, its model only {rows:,}; they do not belong together"
             )
         words.length = self._length(network, first.length)
+        words.augment = augment.build() if augment is not None else None
         return words, network
 
     def _tokenizer(self, first: Start, model: Part | None, recipe: Part[Recipe] | None, say: Callable[[str], None]) -> Tokenizer:
@@ -80,6 +88,23 @@ class Text(TextData, Modality):
         if self.max_length is not None and self.max_length > network.positions:
             raise BadInput(f"data.max_length={self.max_length} is more than the model's {network.positions} positions; lower it")
         return min(self.max_length or default, network.positions)
+
+    def changing(self, processor: Tokenizer, model: Any, store: Store) -> TextAugment | None:
+        if processor.augment is not None:
+            processor.augment.begin(model, processor, store)
+        return processor.augment
+
+    def preview(self, path: Path, processor: Tokenizer, store: Store) -> str:
+        """Pairs of a text and what becomes of it, on the screen and in a file."""
+        if processor.augment is None:
+            raise BadInput("--preview: nothing changes a text here; choose an augmentation with augment=<name>")
+        rows = np.linspace(0, store.count - 1, min(PREVIEWED, store.count)).astype(np.int64)
+        pairs = processor.augment.pairs(self.seed, rows.tolist())
+        if not pairs:
+            raise BadInput("--preview: this augmentation changes vectors, not texts: there is nothing to show")
+        said = "\n".join(f"{before}\n  -> {after if after != before else '(as it is)'}" for before, after in pairs)
+        path.write_text(said + "\n", encoding="utf-8")
+        return said
 
     def corpus(self, processor: Tokenizer, progress: Callable[[int], None], only: str | None = None) -> Prepared:
         return corpus.prepare(self, processor, progress, only)

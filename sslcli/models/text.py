@@ -120,8 +120,14 @@ class Text(Backbone):
         return found.new_zeros(mask.numel(), found.shape[-1]).index_copy(0, places, found).unflatten(0, mask.shape)
 
     def pool(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The mean of the real tokens' states; for a decoder, the state of the last one, which alone has seen them all."""
-        mask = batch.get("mask")
+        """The mean of the real tokens' states; for a decoder, the state of the last one, which alone has seen them all. A batch may say
+        how much of each vector is `kept` and with which `other` row's it is mixed."""
+        vector = self._pooled(hidden, batch.get("mask"))
+        if "kept" in batch:
+            vector = torch.lerp(vector[batch["other"]], vector, batch["kept"][:, None].to(vector.dtype))
+        return vector
+
+    def _pooled(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         if self.decoder:
             if mask is None:
                 return hidden[:, -1]

@@ -95,7 +95,10 @@ class TextClassification(Task):
     def forward(self, model: Backbone, batch: Batch) -> Output:
         logits, label = self.logits(model, batch), batch["label"]
         logs = {} if self.labelling == "multi" else {"accuracy": (logits.detach().argmax(-1) == label).float().mean()}
-        return Output(self._losses(logits, label).mean(), logs, logits)
+        losses = self._losses(logits, label)
+        if "kept" in batch:  # vectors are mixed: so is what they should be (the loss is linear in it)
+            losses = torch.lerp(self._losses(logits, label[batch["other"]]), losses, batch["kept"])
+        return Output(losses.mean(), logs, logits)
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
         """[B]"""
