@@ -11,7 +11,7 @@ from typing import Any
 from sslcli import __version__, help
 from sslcli.errors import BadInput, OutOfMemory, Preempted, Refusal, printable
 
-VERBS = ("pretrain", "finetune", "evaluate", "export")
+VERBS = ("pretrain", "finetune", "evaluate", "export", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

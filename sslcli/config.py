@@ -110,7 +110,10 @@ def load(path: Path) -> dict[str, Any]:
     """A run's own config.yaml, under the same guards as a stranger's."""
     guard(path)
     _allow_resolvers()
-    config = OmegaConf.load(path)
+    try:
+        config = OmegaConf.load(path)
+    except OmegaConfBaseException as error:
+        raise BadInput(f"{path}: {error.full_key or 'a value'}: {printable(str(error).splitlines()[0])}") from error
     problems: list[str] = []
     tree = _resolve(config, problems)  # type: ignore[arg-type]
     if problems:

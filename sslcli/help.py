@@ -12,6 +12,7 @@ commands
   finetune     a task with labels, from a pretrained model or run
   evaluate     a finished run, on other data
   export       a finished run, as hf, onnx or torch, checked against the trained model
+  report       finished runs, as one HTML page; several are compared
   completion   shell completion: bash, zsh or fish
 
 first steps (offline, on embedded text, minutes on a laptop)
@@ -88,6 +89,18 @@ VERBS = {
         """\
   ssl export run=runs/topic format=hf out=dist/topic
   ssl export run=runs/topic format=onnx out=dist/topic-onnx""",
+    ),
+    "report": (
+        "ssl report: what finished runs came to, as one HTML page that loads nothing. Several runs are compared.",
+        (),
+        """\
+  run=runs/topic               the run, or several: run=[runs/a,runs/b]; differences are to the first
+  out=topic.html               where to; left out, report.html in the (first) run's folder
+  report.language=zh           en or zh""",
+        """\
+  ssl report run=runs/topic
+  ssl report run=[runs/topic,runs/scratch] out=compared.html
+  ssl report run=runs/topic report.language=zh out=topic-zh.html""",
     ),
 }
 

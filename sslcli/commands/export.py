@@ -41,6 +41,7 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
         agreement = _compare(finished, exported.open(graph, making), own)
         facts = {"format": format, "run": run, "max_length": finished.processor.length, "labels": finished.labels, "agreement": agreement}
         (making / "ssl_export.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _describe(finished.dir, making, target.name, format, call)
         if call.dry_run:
             call.screen.say(NOTHING_KEPT)
         else:
@@ -56,6 +57,17 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
     )
     call.screen.say(f"{target}  {size / 1e6:,.1f} MB; {same}")
     return {"out": str(target), "bytes": size, **facts}
+
+
+def _describe(run: Path, making: Path, name: str, format: str, call: Call) -> None:
+    """The model card; an export does not fail for want of one."""
+    from sslcli.report import card
+    from sslcli.report.record import Record
+
+    try:
+        card.write(Record.open(run), making, name, format)
+    except BadInput as error:
+        call.screen.warn(f"README.md: not written: {error}")
 
 
 def _compare(finished: Finished, run: Callable[[Sequence[torch.Tensor]], np.ndarray], own: Iterable[Any]) -> dict[str, Any]:

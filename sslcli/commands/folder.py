@@ -182,10 +182,22 @@ class Folder:
         if self.call.dry_run:
             self.call.screen.say(NOTHING_KEPT)
             return scores
-        for name in ("model", "metrics.json", "predictions.jsonl", *self.drawn):
+        self._pages()
+        for name in ("report.html", "model", "metrics.json", "predictions.jsonl", *self.drawn):
             if (self.run.dir / name).exists():
                 self.call.screen.say(f"{name:18} {self.run.dir / name}")
         return {"run": str(self.run.dir), **scores}
+
+    def _pages(self) -> None:
+        """report.html, and the card of the model. A run that is done does not fail because it could not be described."""
+        if not self.run.writes:
+            return
+        try:
+            from sslcli.report.page import beside
+
+            beside(self.run.dir)
+        except Exception as error:
+            self.call.screen.warn(f"report.html: not drawn: {printable(error)}; ssl report run={printable(self.run.dir)} tries again")
 
     def _per_class(self, split: str, report: Mapping[str, Mapping[str, Any]]) -> None:
         """Precision, recall, F1 and support of every class; of very many, the averages and the weakest."""
