@@ -63,6 +63,7 @@ class Places:
     lengths: np.ndarray | None = None
     width: int = 1  # of a row, in tokens, where all are alike
     packed: bool = False  # the network skips padding: rows of a batch need not be alike in length
+    kinds: np.ndarray | None = None  # [count]: rows of one kind are drawn two and two, so that each meets its like in a batch
 
 
 class Objective(nn.Module, ABC):
@@ -76,7 +77,13 @@ class Objective(nn.Module, ABC):
     batch_size: ClassVar[int] = 32  # examples of a step where the user names no number,
     row_length: ClassVar[int] = 128  # and tokens of a row
     lr_times_width: ClassVar[float] = 0.13  # the default peak rate of fresh weights, for AdamW
+    tuned_times_width: float = 0.04  # and of pretrained ones
     least: ClassVar[int] = 1  # rows without which there is nothing to learn
+
+    @classmethod
+    def starts_from(cls, config: Mapping[str, Any]) -> str | None:
+        """The pretrained head that it borrows as it is configured; `language_model`: the one that the network was pretrained with."""
+        return cls.head_kind
 
     @abstractmethod
     def rows(self, store: Any) -> Places:
@@ -92,6 +99,9 @@ class Objective(nn.Module, ABC):
 
     def begin(self, model: Backbone, stream: Any) -> None:
         """Before the first step of a run (not of a resumed one): what the data decides, such as a head solved on the frozen network."""
+
+    def conclude(self, model: Backbone, stream: Any) -> None:
+        """After the last step, and before a score on the way: what is solved on the network as it is by now."""
 
     def after_step(self, model: Backbone, progress: float) -> None:
         """Called after each optimizer step, `progress` in [0, 1]: teachers, queues and centres move here."""
@@ -113,6 +123,8 @@ class Task(Objective, ABC):
     classifies: ClassVar[bool] = True  # its logits are of classes, not a descriptor
     head: nn.Module
     labels: Sequence[str]
+    passes: int = 3  # over the data where the user names neither steps nor epochs,
+    least_steps: int = 100  # and at least so many steps
     gallery: Any = None  # a store beside the one that is predicted, in which retrieval looks
     risk: float | None = None  # the share of answers that may be wrong; the rest is abstained from
     calibration: Calibration = Calibration()  # how logits are read, once held-out examples have said it

@@ -97,6 +97,20 @@ def nt_xent(views: Tensor, everyone: Tensor, temperature: float, first: int = 0)
     return F.cross_entropy(scores, partner), (scores.detach().argmax(-1) == partner).float().mean()
 
 
+def supervised_contrastive(
+    rows: Tensor, label: Tensor, everyone: Tensor, labels: Tensor, temperature: float, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(loss, accuracy) of supervised contrastive learning (Khosla et al. 2020, equation 2): each of rows [B, D] finds those of its label
+    among everyone [N, D], all of unit length; row i is row `first + i` of `everyone`. Rows without a like do not count."""
+    own = torch.arange(len(rows), device=rows.device)[:, None] + first
+    scores = (rows.float() @ everyone.float().t() / temperature).scatter(1, own, -torch.inf)
+    like = (label[:, None] == labels).scatter(1, own, False)
+    count = like.sum(1)
+    logs = F.log_softmax(scores, -1).masked_fill(~like, 0.0).sum(1) / count.clamp(min=1)
+    found = (labels[scores.detach().argmax(-1)] == label)[count > 0].float()
+    return -logs.sum() / (count > 0).sum().clamp(min=1), found.mean() if len(found) else found.sum()
+
+
 def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean of -cos over rows [B, D]; no gradient goes into `target`."""
     return -F.cosine_similarity(predicted.float(), target.detach().float(), dim=-1).mean()

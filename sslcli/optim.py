@@ -209,7 +209,8 @@ def default_lr(modules: nn.Module, kind: str) -> float:
     model = getattr(modules, "model", None)
     width, pretrained = getattr(model, "dim", 768), getattr(model, "loaded", {}).get("tensors", 0) > 0
     fresh = max((getattr(m, "lr_times_width", 0.0) for m in modules.children()), default=0.0) or 0.13
-    rate = min(3e-3, (0.04 if pretrained else fresh) / width)
+    tuned = min((getattr(m, "tuned_times_width", 0.04) for m in modules.children()), default=0.04)
+    rate = min(3e-3, (tuned if pretrained else fresh) / width)
     return rate * {"adamw": 1.0, "adam": 1.0, "lion": 0.1, "muon": 1.0, "sgd": 100.0}[kind]
 
 

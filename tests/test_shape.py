@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "sslcli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = ("objectives", "tasks", "adversarial", "exports")
 # what a method may know: the names, and pure functions
-BELOW_METHODS = ("core", "calibration", "losses", "frozen", "heads", "teacher", "metrics", "data", "errors", "hf")
+BELOW_METHODS = ("core", "calibration", "classifiers", "losses", "frozen", "heads", "teacher", "metrics", "data", "errors", "hf")
 READING_PATH = ("cli", "config", "core", "trainer", "adversarial/plain", "checkpoint", "distributed")
 
 

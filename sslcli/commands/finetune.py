@@ -24,7 +24,6 @@ from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
-PASSES, LEAST = 3, 100  # over the data, and steps, where the user names neither steps nor epochs
 HEADLINE = (
     *("top1", "top5", "accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1"),
     *("ece", "ece_before", "brier", "nll", "abstained", "error_on_answered"),
@@ -79,13 +78,14 @@ def finetune(
         moved = Moved(modules)
         term = Term("task", goal, stream, adversarial.build())
         goal.gallery = _gallery(prepared.stores, "valid", source)
-        watch = partial(judge, goal, backbone, valid, replicas) if valid is not None else None
-        facts = engine.fit(modules, [term], optimizer, watch, valid.count if valid else 0, _steps, folder.resume)
+        watch = partial(_judged, goal, backbone, stream, valid, replicas) if valid is not None else None
+        facts = engine.fit(modules, [term], optimizer, watch, valid.count if valid else 0, partial(_steps, goal), folder.resume)
         if call.dry_run:
             return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, prepared.labels))
 
         # what stays
         modules.eval()
+        goal.conclude(backbone, stream)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **changed, **calibrate(goal, backbone, valid, replicas)}
         folder.save_model(source, backbone, goal, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
         scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, source, baseline)}
@@ -99,6 +99,11 @@ def _held_out(stores: Mapping[str, Store], task: Task) -> Store | None:
     valid = stores.get("valid")
     refuse_too_few(valid.count if valid else None, task.risk)
     return valid
+
+
+def _judged(task: Task, model: Backbone, stream: Stream, valid: Store, replicas: World) -> dict[str, Any]:
+    task.conclude(model, stream)
+    return judge(task, model, valid, replicas)
 
 
 def _gallery(stores: Mapping[str, Store], split: str, source: Modality) -> Store | None:
@@ -124,5 +129,5 @@ def _scores(
     return scores
 
 
-def _steps(stream: Stream) -> int:
-    return max(PASSES * stream.steps_per_epoch, LEAST)
+def _steps(task: Task, stream: Stream) -> int:
+    return max(task.passes * stream.steps_per_epoch, task.least_steps)

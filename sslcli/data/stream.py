@@ -64,6 +64,8 @@ class Stream:
 
     def _plan(self, epoch: int) -> np.ndarray:
         order = chance.permutation(self.seed, epoch, self.places.count)
+        if self.places.kinds is not None:
+            return order[self._paired(epoch, self.places.kinds[order])]
         if self.places.lengths is None:
             return order
         size, pieces = self.batch_size, []
@@ -75,6 +77,14 @@ class Stream:
         full = len(flat) // size * size
         batches = flat[:full].reshape(-1, size)
         return np.concatenate([batches[chance.permutation(self.seed ^ 0xBA7C, epoch, len(batches))].ravel(), flat[full:]])
+
+    def _paired(self, epoch: int, kinds: np.ndarray) -> np.ndarray:
+        """An order in which two of a kind follow each other (an odd one stands alone), pairs of all kinds mixed."""
+        by_kind = np.argsort(kinds, kind="stable")
+        place = np.arange(len(kinds)) - np.searchsorted(kinds[by_kind], kinds[by_kind])  # inside its kind
+        pair = np.cumsum(place % 2 == 0) - 1
+        order = chance.permutation(self.seed ^ 0x2A17, epoch, pair[-1] + 1)
+        return by_kind[np.argsort(order[pair], kind="stable")]
 
     def _cut(self, rows: np.ndarray) -> list[slice]:
         """Pieces that fit in memory, and that part where padding costs more than another forward pass."""

@@ -1,4 +1,4 @@
-"""Text classification: one label, several labels, or ranks."""
+"""Text classification: one label, several labels, or ranks; how labels are told from texts is a classifier's matter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -11,23 +11,27 @@ from torch.nn import functional as F
 
 from sslcli import metrics
 from sslcli.calibration import last_linear
+from sslcli.classifiers.classifier import Classifier, Setting
+from sslcli.classifiers.contrastive import Contrastive
+from sslcli.classifiers.linear import Linear
+from sslcli.classifiers.mlp import Mlp
+from sslcli.classifiers.prototype import Prototype
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
-from sslcli.data import chance
 from sslcli.data.blocks import padded
 from sslcli.data.examples import Rows, windows
 from sslcli.data.labels import LabelCoder, Mode
 from sslcli.data.store import Store
-from sslcli.data.stream import in_order, to_device
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.hf.heads import POOLED
-from sslcli.losses import ordinal_targets, settle
+from sslcli.losses import ordinal_targets
 
-PROBED, PROBE_TOKENS = 10_000, 16_384  # rows that the starting head is solved on, and tokens of one forward pass
-STRENGTH = 10.0  # of that solution: the inverse of its ridge, for vectors of unit length (C in scikit-learn)
+CLASSIFIERS: dict[str, type[Classifier]] = {c.kind: c for c in (Linear, Mlp, Contrastive, Prototype)}
+FEW = 16  # texts of a label up to which `auto` takes the contrastive head
 
 
 class TextClassification(Task):
-    """A linear (or two-layer) classifier on the pooled vector of a text."""
+    """`head`: linear or mlp, trained with the network; contrastive, for few labels; prototype, the nearest mean of a label, untrained;
+    auto: contrastive where it goes and labels are few, else linear."""
 
     metric = "macro_f1"
     row_length = 512
@@ -41,18 +45,17 @@ class TextClassification(Task):
         facts: Mapping[str, Any],
         *,
         labelling: Mode,
-        head: Literal["linear", "mlp"],
+        head: Literal["auto", "linear", "mlp", "contrastive", "prototype"],
         start: Literal["probe", "random"],
         class_weights: Literal["none", "balanced"],
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],
         dropout: Annotated[float, Field(ge=0, lt=1)],
         risk: Annotated[float, Field(ge=0.001, lt=1)] | None,
+        temperature: Annotated[float, Field(gt=0)],
     ):
         super().__init__()
         self.class_weights: Tensor | None
         labelling, counts = facts["labelling"], facts["train"]["per_label"]  # `auto` was decided by the data
-        if head == "mlp" and model.family not in POOLED:
-            raise ValueError(f"head=mlp: models of the {model.family} family bring a classifier of their own; use head=linear")
         if labelling == "multi" and class_weights == "balanced":
             raise ValueError("class_weights=balanced and labelling=multi do not go together; use class_weights=none")
         if labelling in ("ordinal", "multi") and label_smoothing:
@@ -61,12 +64,12 @@ class TextClassification(Task):
             raise ValueError("risk and labelling=multi do not go together: several labels are each given or not; use risk=null")
         self.risk = risk
         self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
-        self.start, self.borrows, self.packed = start, not model.pools_freely, model.pack()
-        self.head = (
-            model.head("sequence_classification", self.labels)
-            if self.borrows
-            else model.classifier(len(labels), 1 + (head == "mlp"), dropout)
-        )
+        options = {"start": start, "dropout": dropout, "temperature": temperature}
+        chosen = _usual(model, labelling, counts) if head == "auto" else head
+        self.packed = model.pack()
+        self.classifier = made = CLASSIFIERS[chosen](model, tokenizer, Setting(labels, counts, labelling, self._losses, options))
+        self.head, self.couples_rows, self.batch_size = made.head, made.in_pairs, made.batch_size  # type: ignore[misc]
+        self.passes, self.least_steps, self.tuned_times_width = made.passes, made.least_steps, made.tuned_times_width
         weights = (
             torch.tensor([sum(counts.values()) / (len(labels) * max(1, counts.get(x, 0))) for x in labels])
             if class_weights == "balanced"
@@ -79,7 +82,8 @@ class TextClassification(Task):
         return _Coder(config["labelling"])
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, store["ids"].lengths(), packed=self.packed)
+        kinds = store["label"].values[:, 0] if self.classifier.in_pairs else None
+        return Places(store.count, store["ids"].lengths(), packed=self.packed, kinds=kinds)
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         ids, mask = padded(store["ids"].take(rows), self.pad)
@@ -89,16 +93,16 @@ class TextClassification(Task):
 
     def logits(self, model: Backbone, batch: Batch) -> Tensor:
         """[B, labels]"""
-        hidden = model.encode(batch)
-        return (self.head(hidden, batch["ids"], batch.get("mask")) if self.borrows else self.head(model.pool(hidden, batch))).float()
+        return self.classifier.logits(model, batch)
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
-        logits, label = self.logits(model, batch), batch["label"]
-        logs = {} if self.labelling == "multi" else {"accuracy": (logits.detach().argmax(-1) == label).float().mean()}
-        losses = self._losses(logits, label)
-        if "kept" in batch:  # vectors are mixed: so is what they should be (the loss is linear in it)
-            losses = torch.lerp(self._losses(logits, label[batch["other"]]), losses, batch["kept"])
-        return Output(losses.mean(), logs, logits)
+        return self.classifier.forward(model, batch)
+
+    def begin(self, model: Backbone, stream: Any) -> None:
+        self.classifier.begin(model, stream)
+
+    def conclude(self, model: Backbone, stream: Any) -> None:
+        self.classifier.conclude(model, stream)
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
         """[B]"""
@@ -109,26 +113,6 @@ class TextClassification(Task):
         if self.class_weights is not None:  # mean weight 1 over the training set: batches keep their weight
             losses = losses * self.class_weights.to(losses.device)[label]
         return losses
-
-    def begin(self, model: Backbone, stream: Any) -> None:
-        """Solve the head on the frozen network, so that training begins at the linear probe's score (Kumar et al. 2022)."""
-        if self.start == "probe" and not self.borrows:
-            vectors, label = self._vectors(model, stream)
-            decay = vectors.shape[1] / (2 * STRENGTH * len(vectors))
-            with torch.autocast(vectors.device.type, enabled=False):
-                settle(list(self.head.parameters()), lambda: self._losses(self.head(vectors), label).mean(), decay)
-
-    @torch.no_grad()
-    def _vectors(self, model: Backbone, stream: Any) -> tuple[Tensor, Tensor]:
-        """Pooled vectors [N, D] and labels of the training rows, or of an even sample of very many."""
-        places, device = stream.places, next(self.parameters()).device
-        rows = np.arange(0, places.count, -(-places.count // PROBED))
-        some = Places(len(rows), places.lengths[rows])
-        found = []
-        for part in in_order(some, PROBE_TOKENS):
-            batch = to_device(stream.read(rows[part], chance.keys(0, 0, rows[part])), device)
-            found.append((model.pool(model.encode(batch), batch).float(), batch["label"]))
-        return torch.cat([v for v, _ in found]), torch.cat([y for _, y in found])
 
     def last_layer(self) -> nn.Linear | None:
         return last_linear(self.head, len(self.labels))
@@ -164,6 +148,12 @@ class TextClassification(Task):
         for row, labels in zip(rows, values, strict=True):
             row[[ids[label] for label in labels]] = 1
         return rows
+
+
+def _usual(model: Any, labelling: str, counts: Mapping[str, int]) -> str:
+    """The head that measured best: README."""
+    few = max(counts.values(), default=0) >= 2 and sum(counts.values()) <= FEW * len(counts)
+    return "contrastive" if few and labelling == "single" and model.family in POOLED else "linear"
 
 
 class _Coder(LabelCoder):

@@ -1,0 +1,127 @@
+"""Few labels: contrastive tuning, prototypes; what they solve against loops and by hand, how they resume and leave."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sslcli import losses
+from sslcli.classifiers.prototype import prototypes, temperature
+from sslcli.core import Places
+from sslcli.data.stream import Stream
+from tests.conftest import TINY, rows, write_jsonl
+from tests.test_resume import stop_at
+
+FEW = [*TINY, "baseline=false", "trainer.batch_size=8", "trainer.log_every=1"]
+
+
+def test_supervised_contrastive_is_a_loop_over_pairs() -> None:
+    torch.manual_seed(0)
+    everyone, labels = F.normalize(torch.randn(9, 5), dim=-1), torch.tensor([0, 1, 0, 2, 1, 0, 3, 1, 3])
+    rows_, label, first = everyone[2:7], labels[2:7], 2
+    expected, counted = 0.0, 0
+    for i in range(5):
+        others = [j for j in range(9) if j != first + i]
+        total = sum(math.exp(float(rows_[i] @ everyone[j]) / 0.2) for j in others)
+        likes = [j for j in others if labels[j] == label[i]]
+        if not likes:
+            continue
+        counted += 1
+        expected -= sum(float(rows_[i] @ everyone[j]) / 0.2 - math.log(total) for j in likes) / len(likes)
+    loss, accuracy = losses.supervised_contrastive(rows_, label, everyone, labels, 0.2, first)
+    assert counted == 4 and float(loss) == pytest.approx(expected / counted, rel=1e-5) and 0 <= float(accuracy) <= 1
+
+
+def test_rows_without_a_like_teach_nothing_and_break_nothing() -> None:
+    z = F.normalize(torch.randn(3, 4), dim=-1).requires_grad_()
+    loss, _ = losses.supervised_contrastive(z, torch.arange(3), z, torch.arange(3), 0.1)
+    loss.backward()
+    assert float(loss.detach()) == 0 and torch.isfinite(z.grad).all()
+
+
+@pytest.mark.parametrize("count", [24, 25, 7])
+def test_two_of_a_label_come_together(count) -> None:
+    kinds = np.random.default_rng(0).integers(0, 3, count)
+    stream = Stream(Places(count, np.ones(count, np.int64), kinds=kinds), lambda *_: {}, 4, 1)
+    orders = [np.concatenate([stream.rows(e * stream.steps_per_epoch + i) for i in range(stream.steps_per_epoch)]) for e in range(2)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(count)), "every row once"
+        odd = sum(n % 2 for n in np.bincount(kinds))
+        met = np.array([any(0 <= i + d < count and kinds[order[i + d]] == kinds[order[i]] for d in (-1, 1)) for i in range(count)])
+        assert (~met).sum() <= odd
+    assert orders[0].tolist() != orders[1].tolist()
+
+
+def test_prototypes_are_means_and_each_text_is_left_out_of_its_own() -> None:
+    torch.manual_seed(0)
+    x, label = torch.randn(8, 4, dtype=torch.float64), torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
+    means, scores = prototypes(x, label, 5)
+    for c in range(4):
+        assert torch.allclose(means[c], x[label == c].mean(0))
+    for i in range(8):
+        for c in range(5):
+            others = [j for j in range(8) if label[j] == c and j != i]
+            expected = -float((x[i] - x[others].mean(0)).square().sum()) / 2 if others else -math.inf
+            assert float(scores[i, c]) == pytest.approx(expected, rel=1e-6)
+    heat = temperature(scores, label)
+    usable = label != 2
+    losses_ = [float(F.cross_entropy(scores[usable] / t, label[usable])) for t in (heat, 1e3, 1e-2)]
+    assert heat > 0 and losses_[0] <= min(losses_[1:]) + 0.2
+
+
+def test_one_text_a_label_has_a_temperature_too() -> None:
+    _, scores = prototypes(torch.eye(3), torch.arange(3), 3)
+    assert temperature(scores, torch.arange(3)) > 0
+
+
+@pytest.mark.parametrize("head", ["prototype", "contrastive"])
+def test_heads_for_few_labels_learn_leave_and_come_back(ssl, tmp_path: Path, head: str) -> None:
+    train, test = write_jsonl(tmp_path / "train.jsonl", rows(36)), write_jsonl(tmp_path / "test.jsonl", rows(45, seed=3))
+    done = ssl(
+        "finetune", f"task.head={head}", f"data.train={train}", f"data.test={test}", *FEW, "trainer.steps=12", "optimizer.lr=3e-3",
+        "run.dir=run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.result["test"]["accuracy"] > 0.9
+    assert done.result["train"]["steps"] == (0 if head == "prototype" else 12)
+    lines = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    again = ssl("evaluate", "run=run", "out=again")
+    assert again.code == 0 and again.result["test"]["accuracy"] == done.result["test"]["accuracy"], again.err
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", "run/model")
+    for line in lines[:5]:
+        found = classify(line["input"])[0]
+        assert found["label"] == line["prediction"] and found["score"] == pytest.approx(line["probabilities"][line["prediction"]], abs=2e-3)
+    assert ssl("export", "run=run", "format=hf", "out=dist").code == 0
+
+
+def test_contrastive_tuning_resumes_to_the_same_model(ssl, tmp_path: Path, monkeypatch) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", rows(36))
+    words = ["finetune", "task.head=contrastive", f"data.train={train}", *FEW, "trainer.steps=8", "trainer.save_every=4"]
+    assert ssl(*words, "run.dir=whole").code == 0
+    stop_at(monkeypatch, 5)
+    assert ssl(*words, "run.dir=cut").code == 75 and not Path("cut/model").exists()
+    assert ssl(*words, "run.dir=cut", "resume=auto").code == 0
+    one, other = (Path(d, "model", "model.safetensors").read_bytes() for d in ("whole", "cut"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task.head=contrastive", "task.labelling=multi"], "task: head=contrastive: is for one label a text"),
+        (["task.head=prototype", "task.labelling=multi"], "task: head=prototype: is for one label a text"),
+        (["task.head=contrastive", "data.shots=1"], "no label has two texts to compare"),
+        (["task.head=contrastive", "model=gpt_tiny"], "bring a classifier of their own; use head=linear"),
+    ],
+)
+def test_a_head_that_does_not_go_is_one_line(ssl, tmp_path: Path, overrides, said) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", rows(36))
+    sizes = TINY if "model=gpt_tiny" not in overrides else ["tokenizer.vocabulary=400"]
+    done = ssl("finetune", f"data.train={train}", *sizes, *overrides, "trainer.steps=2", "run.dir=run")
+    assert done.code == 2 and said in done.err and done.err.count("error:") == 1, done.err
