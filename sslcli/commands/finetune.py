@@ -84,8 +84,7 @@ def finetune(
             return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, prepared.labels))
 
         # what stays
-        modules.eval()
-        goal.conclude(backbone, stream)
+        goal.conclude(modules.eval().model, stream)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **changed, **calibrate(goal, backbone, valid, replicas)}
         folder.save_model(source, backbone, goal, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
         scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, source, baseline)}
