@@ -4,6 +4,7 @@ Hydra composes; it instantiates nothing. A file may choose among kinds, never na
 """
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from sslcli.help import home
 from sslcli.primary import disagreement, own_data, plain, primary
 from sslcli.schema import suggest
 
+FOREIGN = re.compile(r"[^\s,:\[\]{}()\"]*[^\x00-\x7f\s][^\s,:\[\]{}()\"]*")  # a word inside a list or table
 RESOLVERS = {"now", "oc.env"}
 # what may differ when a run goes on: where and how fast it runs, not what it computes
 FREE = (
@@ -123,14 +125,21 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def parse(parser: OverridesParser, text: str) -> Override:
-    """One override. Hydra's grammar knows no letters beyond ASCII outside quotes: a plain value that has some is quoted for the user."""
+    """One override. Hydra's grammar knows no letters beyond ASCII outside quotes: words that have some, and plain values, are quoted for
+    the user."""
     try:
         return parser.parse_override(text)
     except HydraException:
         key, equals, value = text.partition("=")
-        if not equals or value[:1] in tuple("[{(\"'") or "'" in value:
+        if not equals or value[:1] in tuple("\"'") or "'" in value:
             raise
-        return parser.parse_override(f"{key}='{value}'")
+        end = {"[": "]", "{": "}", "(": ")"}.get(value[:1])
+        if end and end in value and not value.endswith(end):  # "{text} It was ..." begins with a bracket, and is no list or table
+            end = None
+        quoted = FOREIGN.sub(r"'\g<0>'", value) if end else f"'{value}'"
+        if quoted == value:
+            raise
+        return parser.parse_override(f"{key}={quoted}")
 
 
 def _parse(overrides: Sequence[str], problems: list[str]) -> list[Override]:

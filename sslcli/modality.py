@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from sslcli.core import Backbone, Batch, Objective
+from sslcli.core import Backbone, Batch
 from sslcli.errors import BadInput
+from sslcli.schema import Part
 
 
 class Processor(Protocol):
@@ -37,14 +38,15 @@ class Start:
     @classmethod
     def of(
         cls,
-        goal: type[Objective],
+        goal: Part[Any],
         source: str | None,
         columns: Sequence[str],
         seed: int,
         dropout: float | None = None,
         random: bool = False,
     ) -> "Start":
-        return cls(source, goal.head_kind, goal.row_length, columns, seed, dropout, random, getattr(goal, "least_views", 1))
+        head, length, views = goal.cls.starts_from(goal.config), goal.cls.row_length, getattr(goal.cls, "least_views", 1)
+        return cls(source, head, length, columns, seed, dropout, random, views)
 
 
 class Modality(ABC):
@@ -79,8 +81,8 @@ class Modality(ABC):
         """The same of labelled examples; `labels`: those of a trained model, to be kept."""
 
     @abstractmethod
-    def reopen(self, folder: Path, goal: type[Objective], length: int, augment: Any) -> tuple[Any, Any]:
-        """(Processor, Backbone) out of a finished run's `model/`, for an objective of this class."""
+    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: Any) -> tuple[Any, Any]:
+        """(Processor, Backbone) out of a finished run's `model/`, for this objective."""
 
     @abstractmethod
     def save(self, folder: Path, model: Any, head: nn.Module | None, processor: Any, labels: Sequence[str] | None, multi: bool) -> None:

@@ -57,7 +57,7 @@ def finetune(
         # the network, and the examples as it sees them
         source = data.build(seed)
         coder = task.cls.coder(task.config)
-        first = Start.of(task.cls, from_, coder.columns, seed, dropout, init == "random")
+        first = Start.of(task, from_, coder.columns, seed, dropout, init == "random")
         processor, backbone = source.start(first, model, tokenizer, augment, call.screen.say)
         prepared = source.examples(coder, processor)
         folder.data(source, prepared, processor.length)

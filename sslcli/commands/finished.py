@@ -33,6 +33,7 @@ class Finished:
     goal: Objective
     facts: dict[str, Any]
     labels: list[str]
+    part: Part[Objective]
 
     @classmethod
     def open(cls, folder: Path, plugins: Sequence[str]) -> "Finished":
@@ -45,7 +46,7 @@ class Finished:
         except (OSError, ValueError) as error:
             raise BadCheckpoint(f"{printable(folder / 'data.json')}: missing or damaged; finish the run with resume=auto") from error
         part = parts["task" if verb == "finetune" else "objective"]
-        processor, model = parts["data"].build(parts["seed"]).reopen(folder, part.cls, int(facts["row_length"]), parts["augment"])
+        processor, model = parts["data"].build(parts["seed"]).reopen(folder, part, int(facts["row_length"]), parts["augment"])
         goal = part.build(model, processor, *((facts["labels_in_order"], facts) if verb == "finetune" else ()))
         if getattr(model, "head_state", None) is not None:  # a head that is kept beside the network
             goal.head.load_state_dict(model.head_state)
@@ -53,12 +54,14 @@ class Finished:
             goal.calibration = Calibration.load(folder / "model", goal.labels)
         Modules(model, goal=goal).eval()
         size = parts["trainer"].config["batch_size"] or goal.batch_size
-        return cls(folder, verb, parts["data"], parts["seed"], size, processor, model, goal, facts, facts.get("labels_in_order", []))
+        labels = facts.get("labels_in_order", [])
+        return cls(folder, verb, parts["data"], parts["seed"], size, processor, model, goal, facts, labels, part)
 
     @property
     def coder(self) -> Any:
         """How its task reads examples, as the data decided; None of a pretraining run."""
-        return type(self.goal).coder({"labelling": self.facts.get("labelling", "auto")}) if isinstance(self.goal, Task) else None
+        settled = {**self.part.config, "labelling": self.facts.get("labelling", "auto")}
+        return type(self.goal).coder(settled) if isinstance(self.goal, Task) else None
 
     @property
     def has_head(self) -> bool:

@@ -50,7 +50,7 @@ def pretrain(
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
         source = data.build(seed)
-        first = Start.of(objective.cls, from_, source.unlabelled, seed)
+        first = Start.of(objective, from_, source.unlabelled, seed)
         processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
         prepared = folder.corpus(source, processor)
         if call.preview:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslcli.augment import Augment
 from sslcli.augment.preview import doubt, draw, receipt
 from sslcli.build import check_loaded
-from sslcli.core import Batch, Objective
+from sslcli.core import Batch
 from sslcli.data import chance, image_store
 from sslcli.data.image import ImageData
 from sslcli.data.image_look import look
@@ -64,10 +64,10 @@ class Image(ImageData, Modality):
     def examples(self, coder: Any, processor: Pixels, labels: list[str] | None = None, only: str | None = None) -> Prepared:
         return image_store.examples(self, coder, processor, labels, only)
 
-    def reopen(self, folder: Path, goal: type[Objective], length: int, augment: Part[Augment] | None) -> tuple[Pixels, Any]:
+    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: Part[Augment] | None) -> tuple[Pixels, Any]:
         model = folder / "model"
-        views = _augment(augment, getattr(goal, "least_views", 1)) if augment is not None else None
-        return Pixels.load(model, views), vision_backbone(model).load(model, goal.head_kind, None, native=True)
+        views = _augment(augment, getattr(goal.cls, "least_views", 1)) if augment is not None else None
+        return Pixels.load(model, views), vision_backbone(model).load(model, goal.cls.starts_from(goal.config), None, native=True)
 
     def save(self, folder: Path, model: Any, head: nn.Module | None, processor: Pixels, labels: Sequence[str] | None, multi: bool) -> None:
         model.save(folder, head, list(labels) if labels else None, multi)

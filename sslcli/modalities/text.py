@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslcli.augment import Augment
 from sslcli.augment.text import TextAugment, refuse_rows
 from sslcli.build import check_loaded
-from sslcli.core import Batch, Objective
+from sslcli.core import Batch
 from sslcli.data import corpus, examples
 from sslcli.data.store import Store, built
 from sslcli.data.text import Prepared, TextData
@@ -112,10 +112,10 @@ class Text(TextData, Modality):
     def examples(self, coder: Any, processor: Tokenizer, labels: list[str] | None = None, only: str | None = None) -> Prepared:
         return examples.prepare(self, coder, processor, processor.length, labels, only)
 
-    def reopen(self, folder: Path, goal: type[Objective], length: int, augment: None) -> tuple[Tokenizer, Network]:
+    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: None) -> tuple[Tokenizer, Network]:
         words = Tokenizer.load(model_folder(str(folder)))
         words.length = length
-        return words, Network.load(folder / "model", goal.head_kind, None, native=True)
+        return words, Network.load(folder / "model", goal.cls.starts_from(goal.config), None, native=True)
 
     def save(
         self, folder: Path, model: Network, head: nn.Module | None, processor: Tokenizer, labels: Sequence[str] | None, multi: bool

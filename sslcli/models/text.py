@@ -1,6 +1,6 @@
 """Text encoders and decoders: Hugging Face networks, from scratch or pretrained, behind Backbone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from transformers.models.auto import modeling_auto
 
 from sslcli.core import Backbone, Batch
 from sslcli.data.tokenizer import Tokenizer
+from sslcli.errors import BadCheckpoint, printable
 from sslcli.hf import attention
 from sslcli.hf.heads import AUTO, POOLED, Borrowed, Pooled, VocabularyHead
 from sslcli.hf.pretrained import pretrained, read_config, set_dropout
@@ -54,10 +55,14 @@ class Text(Backbone):
             set_dropout(config, dropout)
         if kind == "sequence_classification" and config.model_type in POOLED and not native:
             kind = None  # these get a pooled classifier of ours
+        asked, kind = kind, ("causal_lm" if config.model_type in DECODERS else "masked_lm") if kind == "language_model" else kind
         auto = AUTO[kind] if kind else AutoModel
         self = cls.__new__(cls)
         Backbone.__init__(self)
         full, self.loaded = pretrained(auto, folder, config, random)
+        if asked == "language_model" and not random and (lost := _head_lost(full, self.loaded["new"])):
+            what = f"has no language model's head ({printable(lost)} is not in it), which task.head=prompt asks"
+            raise BadCheckpoint(f"{printable(folder)}: {what}; use a run of objective=masked_lm or causal_lm, or another head")
         self._adopt(full.base_model, full if kind else None, kind)
         return self
 
@@ -201,6 +206,11 @@ def _config(
     drop = {"attention_dropout": dropout, "mlp_dropout": dropout, "embedding_dropout": dropout}
     full = {"layer_types": ["full_attention"] * layers, "classifier_pooling": "mean"}
     return ModernBertConfig(max_position_embeddings=positions, **sizes, **drop, **ends, **full, **common)
+
+
+def _head_lost(full: PreTrainedModel, new: Sequence[str]) -> str | None:
+    """The first tensor of the head on the network that did not come with it."""
+    return next((name for name in new if not name.startswith(f"{full.base_model_prefix}.")), None)
 
 
 def _fused_attention(base: PreTrainedModel) -> bool:

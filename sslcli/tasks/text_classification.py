@@ -15,8 +15,10 @@ from sslcli.classifiers.classifier import Classifier, Setting
 from sslcli.classifiers.contrastive import Contrastive
 from sslcli.classifiers.linear import Linear
 from sslcli.classifiers.mlp import Mlp
+from sslcli.classifiers.prompt import Prompt
 from sslcli.classifiers.prototype import Prototype
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
+from sslcli.data import cloze
 from sslcli.data.blocks import padded
 from sslcli.data.examples import Rows, windows
 from sslcli.data.labels import LabelCoder, Mode
@@ -25,13 +27,13 @@ from sslcli.data.tokenizer import Tokenizer
 from sslcli.hf.heads import POOLED
 from sslcli.losses import ordinal_targets
 
-CLASSIFIERS: dict[str, type[Classifier]] = {c.kind: c for c in (Linear, Mlp, Contrastive, Prototype)}
+CLASSIFIERS: dict[str, type[Classifier]] = {c.kind: c for c in (Linear, Mlp, Contrastive, Prototype, Prompt)}
 FEW = 16  # texts of a label up to which `auto` takes the contrastive head
 
 
 class TextClassification(Task):
     """`head`: linear or mlp, trained with the network; contrastive, for few labels; prototype, the nearest mean of a label, untrained;
-    auto: contrastive where it goes and labels are few, else linear."""
+    prompt, the language model fills a gap; auto: contrastive where it goes and labels are few, else linear."""
 
     metric = "macro_f1"
     row_length = 512
@@ -45,13 +47,15 @@ class TextClassification(Task):
         facts: Mapping[str, Any],
         *,
         labelling: Mode,
-        head: Literal["auto", "linear", "mlp", "contrastive", "prototype"],
+        head: Literal["auto", "linear", "mlp", "contrastive", "prototype", "prompt"],
         start: Literal["probe", "random"],
         class_weights: Literal["none", "balanced"],
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],
         dropout: Annotated[float, Field(ge=0, lt=1)],
         risk: Annotated[float, Field(ge=0.001, lt=1)] | None,
         temperature: Annotated[float, Field(gt=0)],
+        template: str,
+        words: dict[Any, str] | None,
     ):
         super().__init__()
         self.class_weights: Tensor | None
@@ -64,10 +68,11 @@ class TextClassification(Task):
             raise ValueError("risk and labelling=multi do not go together: several labels are each given or not; use risk=null")
         self.risk = risk
         self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
-        options = {"start": start, "dropout": dropout, "temperature": temperature}
+        options = {"start": start, "dropout": dropout, "temperature": temperature, "template": template, "words": words}
         chosen = _usual(model, labelling, counts) if head == "auto" else head
         self.packed = model.pack()
         self.classifier = made = CLASSIFIERS[chosen](model, tokenizer, Setting(labels, counts, labelling, self._losses, options))
+        self.head_kind = made.head_kind  # type: ignore[misc]
         self.head, self.couples_rows, self.batch_size = made.head, made.in_pairs, made.batch_size  # type: ignore[misc]
         self.passes, self.least_steps, self.tuned_times_width = made.passes, made.least_steps, made.tuned_times_width
         weights = (
@@ -79,7 +84,17 @@ class TextClassification(Task):
 
     @staticmethod
     def coder(config: Mapping[str, Any]) -> "_Coder":
-        return _Coder(config["labelling"])
+        return _Coder(config["labelling"], config["template"] if config["head"] == "prompt" else None)
+
+    @classmethod
+    def starts_from(cls, config: Mapping[str, Any]) -> str | None:
+        return CLASSIFIERS.get(config["head"], Linear).head_kind
+
+    @staticmethod
+    def contradiction(keys: Mapping[str, Any]) -> str | None:
+        if keys["words"] is not None and keys["head"] != "prompt":
+            return f"words: head={keys['head']} reads none; they are for head=prompt"
+        return cloze.wrong(keys["template"])
 
     def rows(self, store: Store) -> Places:
         kinds = store["label"].values[:, 0] if self.classifier.in_pairs else None
@@ -89,6 +104,8 @@ class TextClassification(Task):
         ids, mask = padded(store["ids"].take(rows), self.pad)
         label = torch.from_numpy(np.array(store["label"].values[rows], np.int64))  # [B, 1], or [B, C] of 0 and 1
         batch = {"ids": ids, "label": label if self.labelling == "multi" else label[:, 0], "weight": torch.tensor(float(len(rows)))}
+        if isinstance(self.classifier, Prompt):
+            batch["where"] = torch.from_numpy(np.array(store["where"].values[rows][:, 0], np.int64))
         return batch if mask is None else {**batch, "mask": mask}
 
     def logits(self, model: Backbone, batch: Batch) -> Tensor:
@@ -159,15 +176,20 @@ def _usual(model: Any, labelling: str, counts: Mapping[str, int]) -> str:
 class _Coder(LabelCoder):
     too_long = "truncate"
     along: Mapping[str, Any] = {}
-    beside: Mapping[str, Any] = {"label": np.int32}
 
-    def __init__(self, labelling: Mode):
+    def __init__(self, labelling: Mode, template: str | None):
         super().__init__(labelling, "text")
+        self.template = template
+        self.beside: dict[str, Any] = {"label": np.int32} | ({} if template is None else {"where": np.int32})
+
+    def identity(self) -> Any:
+        return [*super().identity(), self.template]
 
     def rows(self, examples: Sequence[dict[str, Any]], labels: Mapping[str, int], tokenizer: Tokenizer, limit: int, too_long: str) -> Rows:
-        made = Rows(beside={"label": []})
+        made = Rows(beside={name: [] for name in self.beside})
         flat, lengths = tokenizer.encoder.encode([e["text"] for e in examples])
-        limit -= len(tokenizer.prefix) + len(tokenizer.suffix)
+        frame = None if self.template is None else cloze.Cloze(self.template, tokenizer)
+        limit = max(1, limit - (len(tokenizer.prefix) + len(tokenizer.suffix) if frame is None else frame.fixed))
         prefix, suffix = np.array(tokenizer.prefix, np.uint32), np.array(tokenizer.suffix, np.uint32)
         for i, (ids, example) in enumerate(zip(np.split(flat, np.cumsum(lengths)[:-1]), examples, strict=True)):
             label = self.coded(example, labels)
@@ -179,7 +201,12 @@ class _Coder(LabelCoder):
                     continue
             spans = windows(len(ids), limit) if too_long == "window" else [(0, min(len(ids), limit), 0, 0)]
             for start, end, *_ in spans:
-                made.ids.append(np.concatenate([prefix, ids[start:end], suffix]))
+                if frame is not None:
+                    row, where = frame.row(ids[start:end])
+                    made.beside["where"].append([where])
+                else:
+                    row = np.concatenate([prefix, ids[start:end], suffix])
+                made.ids.append(row)
                 made.owner.append(i)
                 made.beside["label"].append(label)
         return made
