@@ -46,14 +46,15 @@ def test_rows_without_a_like_teach_nothing_and_break_nothing() -> None:
 @pytest.mark.parametrize("count", [24, 25, 7])
 def test_two_of_a_label_come_together(count) -> None:
     kinds = np.random.default_rng(0).integers(0, 3, count)
-    stream = Stream(Places(count, np.ones(count, np.int64), kinds=kinds), lambda *_: {}, 4, 1)
-    orders = [np.concatenate([stream.rows(e * stream.steps_per_epoch + i) for i in range(stream.steps_per_epoch)]) for e in range(2)]
-    for order in orders:
-        assert sorted(order.tolist()) == list(range(count)), "every row once"
-        odd = sum(n % 2 for n in np.bincount(kinds))
-        met = np.array([any(0 <= i + d < count and kinds[order[i + d]] == kinds[order[i]] for d in (-1, 1)) for i in range(count)])
-        assert (~met).sum() <= odd
-    assert orders[0].tolist() != orders[1].tolist()
+    lengths = np.random.default_rng(1).integers(1, 9, count)
+    stream = Stream(Places(count, lengths, kinds=kinds), lambda *_: {}, 4, 1)
+    epochs = [[stream.rows(e * stream.steps_per_epoch + i) for i in range(stream.steps_per_epoch)] for e in range(2)]
+    for batches in epochs:
+        assert sorted(np.concatenate(batches).tolist()) == list(range(count)), "every row once"
+        assert all(lengths[b].tolist() == sorted(lengths[b]) for b in batches), "alike in length side by side: little padding"
+        alone = sum(int(n == 1) for b in batches for n in np.bincount(kinds[b]))
+        assert alone <= sum(n % 2 for n in np.bincount(kinds))
+    assert [b.tolist() for b in epochs[0]] != [b.tolist() for b in epochs[1]]
 
 
 def test_prototypes_are_means_and_each_text_is_left_out_of_its_own() -> None:

@@ -13,7 +13,7 @@ from sslcli.data import chance
 from sslcli.data.stream import in_order, to_device
 from sslcli.losses import settle
 
-SEEN, TOKENS = 10_000, 16_384  # rows that a head is solved on, and tokens of one forward pass
+SEEN, TOKENS = 10_000, 4096  # rows that a head is solved on, and tokens of one forward pass
 STRENGTH = 10.0  # of that solution: the inverse of its ridge, for vectors of unit length (C in scikit-learn)
 
 

@@ -18,7 +18,7 @@ from sslcli.core import Backbone, Batch, Output, gathered
 from sslcli.errors import BadInput
 from sslcli.losses import supervised_contrastive
 
-TOKENS = 8192  # padded tokens of a batch that keep what the backward pass needs; of longer batches, pieces are computed again
+TOKENS = 4096  # padded tokens of a batch that keep what the backward pass needs; of longer batches, pieces are computed again
 
 
 class Contrastive(Linear):

@@ -64,12 +64,13 @@ class Stream:
 
     def _plan(self, epoch: int) -> np.ndarray:
         order = chance.permutation(self.seed, epoch, self.places.count)
+        paired = self.places.kinds is not None
         if self.places.kinds is not None:
-            return order[self._paired(epoch, self.places.kinds[order])]
+            order = order[self._paired(epoch, self.places.kinds[order])]
         if self.places.lengths is None:
             return order
         size, pieces = self.batch_size, []
-        together = size * (1 if self.places.packed else WINDOW)
+        together = size * (1 if self.places.packed or paired else WINDOW)
         for start in range(0, len(order), together):
             window = order[start : start + together]
             pieces.append(window[np.argsort(self.places.lengths[window], kind="stable")])
@@ -79,12 +80,13 @@ class Stream:
         return np.concatenate([batches[chance.permutation(self.seed ^ 0xBA7C, epoch, len(batches))].ravel(), flat[full:]])
 
     def _paired(self, epoch: int, kinds: np.ndarray) -> np.ndarray:
-        """An order in which two of a kind follow each other (an odd one stands alone), pairs of all kinds mixed."""
+        """An order of pairs of one kind, mixed; odd ones make pairs among themselves, so that no pair is parted by the end of a batch."""
         by_kind = np.argsort(kinds, kind="stable")
         place = np.arange(len(kinds)) - np.searchsorted(kinds[by_kind], kinds[by_kind])  # inside its kind
-        pair = np.cumsum(place % 2 == 0) - 1
-        order = chance.permutation(self.seed ^ 0x2A17, epoch, pair[-1] + 1)
-        return by_kind[np.argsort(order[pair], kind="stable")]
+        odd = (place % 2 == 0) & np.append(kinds[by_kind][1:] != kinds[by_kind][:-1], True)
+        rows = np.concatenate([by_kind[~odd], by_kind[odd]])
+        pairs = rows[: len(rows) // 2 * 2].reshape(-1, 2)
+        return np.concatenate([pairs[chance.permutation(self.seed ^ 0x2A17, epoch, len(pairs))].ravel(), rows[pairs.size :]])
 
     def _cut(self, rows: np.ndarray) -> list[slice]:
         """Pieces that fit in memory, and that part where padding costs more than another forward pass."""
