@@ -46,7 +46,7 @@ class OtherData:
         own.columns = {**own.columns, **{role: name for role, name in columns.items() if name is not None}}
 
 
-def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, plugins: list[str]) -> dict[str, Any]:
+def evaluate(call: Call, *, run: str, data: Part[OtherData], robustness: bool, out: str | None, plugins: list[str]) -> dict[str, Any]:
     finished = Finished.open(Path(run), plugins)
     own = finished.data.build(finished.seed)
     source = data.build(own).data
@@ -73,10 +73,12 @@ def evaluate(call: Call, *, run: str, data: Part[OtherData], out: str | None, pl
             finished.goal.gallery = prepared.stores.get("gallery")
             scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run, most)  # type: ignore[arg-type]
             folder.reliability(finished.goal)
+            more = folder.robustness(finished, store, replicas, most) if robustness else {}
         else:
             scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)
+            more = {}
         seconds = time.monotonic() - start
         rows = min(most or store.count, int(finished.goal.rows(store).count))
         facts = {"seconds": round(seconds, 2), "examples_per_second": round(rows / max(seconds, 1e-9), 2), "run": run}
         facts["peak_memory_bytes"] = device.peak_memory(replicas.device)
-        return folder.report({split: scores, "evaluation": facts}, TASK_SCORES if finished.verb == "finetune" else CORPUS_SCORES)
+        return folder.report({split: scores, **more, "evaluation": facts}, TASK_SCORES if finished.verb == "finetune" else CORPUS_SCORES)

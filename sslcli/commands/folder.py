@@ -13,10 +13,12 @@ from torch import nn
 from sslcli import checkpoint, device
 from sslcli.commands import Call
 from sslcli.data.text import Prepared
+from sslcli.distributed import World
 from sslcli.errors import BadInput, printable
 from sslcli.log import duration, shown
 from sslcli.modality import Modality, Processor
-from sslcli.report.curves import draw_reliability
+from sslcli.report.curves import draw_reliability, draw_robustness
+from sslcli.robustness import robustness, show
 from sslcli.run import Run, storage
 from sslcli.trainer import Trainer
 
@@ -146,6 +148,18 @@ class Folder:
                     self.drawn = [*self.drawn, "reliability.png"]
         except BadInput as error:
             self.call.screen.detail(f"reliability.png: not drawn: {error}")
+
+    def robustness(self, finished: Any, store: Any, world: World, most: int | None) -> dict[str, Any]:
+        """Clean against disturbed input: one table, and a picture."""
+        found = robustness(finished.goal, finished.model, finished.processor, store, world, self.call.screen, most)
+        show(found, self.call.screen)
+        try:
+            with storage(self.run.dir):
+                draw_robustness(self.run.dir / "robustness.png", found)
+                self.drawn = [*self.drawn, "robustness.png"]
+        except BadInput as error:
+            self.call.screen.warn(f"robustness.png: not drawn: {error}")
+        return {"robustness": found}
 
     def finish(self, scores: dict[str, Any], receipts: dict[str, Any], headline: Sequence[str]) -> dict[str, Any]:
         """metrics.json, receipts.json, the final table, and where all of it is."""

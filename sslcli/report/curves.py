@@ -9,6 +9,7 @@ import numpy as np
 
 from sslcli.calibration import Calibration
 from sslcli.report.pictures import keep, plotter
+from sslcli.robustness import strength
 
 BINS = 15
 
@@ -36,6 +37,30 @@ def reliability(path: Path, sure: np.ndarray, right: np.ndarray, before: np.ndar
     top.set(ylabel="share that is right", title=title, xlim=(0, 1), ylim=(0, 1))
     low.set(xlabel="confidence", ylabel="predictions")
     top.legend(loc="upper left", frameon=False, fontsize=8)
+    keep(pyplot, figure, path)
+
+
+def draw_robustness(path: Path, found: dict[str, Any]) -> None:
+    """Accuracy under each disturbance and strength with its interval, beside that of clean input (sslcli.robustness)."""
+    pyplot = plotter()
+    rows, clean = found["disturbed"], found["clean"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.24 * (len(rows) + len(kinds))), layout="constrained")
+    axes.axvspan(*clean["accuracy_interval"], color="#8fb4e3", alpha=0.35, linewidth=0)
+    axes.axvline(clean["accuracy"], color="#285abe", linewidth=1.2, label=f"clean: {clean['accuracy']:.3f}")
+    places, names = [], []
+    for i, row in enumerate(rows):
+        place, value, (low, high) = i + kinds.index(row["kind"]), row["accuracy"], row["accuracy_interval"]
+        error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axes.errorbar(value, place, xerr=error, fmt="o", color="#cd2d2d", markersize=4, linewidth=1.2)
+        places.append(place)
+        names.append(f"{row['kind']} {strength(row)}")
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.set(xlabel="accuracy, 95 % interval", title="Clean against disturbed", xlim=(-0.02, 1.02))
+    axes.legend(loc="upper left", frameon=False, fontsize=8)
     keep(pyplot, figure, path)
 
 
