@@ -79,6 +79,13 @@ class Objective(nn.Module, ABC):
     lr_times_width: ClassVar[float] = 0.13  # the default peak rate of fresh weights, for AdamW
     tuned_times_width: float = 0.04  # and of pretrained ones
     least: ClassVar[int] = 1  # rows without which there is nothing to learn
+    verbatim: ClassVar[bool] = False  # it needs the text of a corpus, not only its tokens
+    embeds: ClassVar[bool] = False  # what it makes is a vector a text: exports give that, not the states of its tokens
+
+    @staticmethod
+    def columns(config: Mapping[str, Any]) -> Sequence[str]:
+        """Roles that it reads of a corpus, from its configuration; none: those of the modality (`text`, `image`)."""
+        return ()
 
     @classmethod
     def starts_from(cls, config: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""What objectives of images share: rows and views of pictures, projection heads, the layer of a decoder."""
+"""What objectives share: rows and views of pictures, projection heads, the layer of a decoder."""
 
 import math
 from collections.abc import Sequence
@@ -99,7 +99,8 @@ class Prototypes(nn.Module):
 
 
 class Layer(nn.Module):
-    """A layer of a vision transformer (pre-norm), [B, T, D] -> [B, T, D]; `last`: of so many last tokens only, [B, last, D]."""
+    """A layer of a transformer (pre-norm), [B, T, D] -> [B, T, D]; `last`: of so many last tokens only, [B, last, D]; `causal`: a token
+    sees none that follow it."""
 
     def __init__(self, width: int, heads: int, inner: int):
         super().__init__()
@@ -108,11 +109,11 @@ class Layer(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, last: int | None = None, causal: bool = False) -> Tensor:
         query, key, value = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if last is not None:
             x, query = x[:, -last:], query[:, :, -last:]
-        mixed, _ = attend(self, query, key, value, None, is_causal=False)
+        mixed, _ = attend(self, query, key, value, None, is_causal=causal)
         x = x + self.out(mixed.flatten(2))
         return x + self.down(F.gelu(self.up(self.after(x))))
 

@@ -78,10 +78,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     return loss / n, correct / n
 
 
-def info_nce(queries: Tensor, keys: Tensor, temperature: float, first: int = 0) -> Tensor:
-    """InfoNCE (van den Oord 2018) of queries [B, D] against keys [K, D], both of unit length; query i belongs to key `first + i`."""
+def info_nce(queries: Tensor, keys: Tensor, temperature: float, first: int = 0, also: Tensor | None = None) -> Tensor:
+    """InfoNCE (van den Oord 2018) of queries [B, D] against keys [K, D], both of unit length; query i belongs to key `first + i`.
+    `also` [B, K]: keys that belong to a query too, and are none of its negatives."""
     target = torch.arange(len(queries), device=queries.device) + first
-    return F.cross_entropy(queries.float() @ keys.float().t() / temperature, target)
+    logits = queries.float() @ keys.float().t() / temperature
+    if also is not None:
+        logits = logits.masked_fill(also.scatter(1, target[:, None], False), -torch.inf)
+    return F.cross_entropy(logits, target)
 
 
 def nt_xent(views: Tensor, everyone: Tensor, temperature: float, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -109,6 +113,14 @@ def supervised_contrastive(
     logs = F.log_softmax(scores, -1).masked_fill(~like, 0.0).sum(1) / count.clamp(min=1)
     found = (labels[scores.detach().argmax(-1)] == label)[count > 0].float()
     return -logs.sum() / (count > 0).sum().clamp(min=1), found.mean() if len(found) else found.sum()
+
+
+def cosent(similarity: Tensor, score: Tensor, scale: float) -> Tensor:
+    """CoSENT (Su 2022) of pairs [B]: log(1 + sum of exp(scale * (s_i - s_j)) over all i, j whose score_i < score_j). What counts is the
+    order of similarities, not their values."""
+    gaps = scale * (similarity[:, None] - similarity[None, :]).float()
+    wrong = score[:, None] < score[None, :]
+    return torch.cat([gaps.new_zeros(1), gaps[wrong]]).logsumexp(0)
 
 
 def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 RESAMPLES, LEVEL = 1000, 0.95
+DRAWN = 1 << 25  # counts that are held at once while resampling
 
 
 def interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
@@ -17,7 +18,9 @@ def interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], 
 def _interval(repeats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
     """The same of rows that come in kinds, `repeats` [K] of each: equal ones are exchangeable, so draw how often each kind comes."""
     random = np.random.Generator(np.random.Philox(key=[seed, 0xB007]))
-    values = statistic(random.multinomial(int(repeats.sum()), repeats / repeats.sum(), size=RESAMPLES))
+    shares, together = repeats / repeats.sum(), max(1, min(RESAMPLES, DRAWN // len(repeats)))
+    sizes = [together] * (RESAMPLES // together) + [RESAMPLES % together] * (RESAMPLES % together > 0)
+    values = np.concatenate([statistic(random.multinomial(int(repeats.sum()), shares, size=size)) for size in sizes])
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [round(float(low), 6), round(float(high), 6)]
 
@@ -115,9 +118,47 @@ def retrieval(
     ranks: Sequence[int] | np.ndarray, precisions: Sequence[float] | np.ndarray, at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, Any]:
     """Recall@k from the rank (0: first) of each query's first relevant result, and mAP from the queries' average precisions."""
-    parts = np.asarray(precisions, float)
-    mean = interval(np.round(parts, 3)[:, None], lambda s: s[:, 0] / len(parts))  # rounded: few kinds to draw from
-    return {**within(ranks, at, "recall@"), "map": float(parts.mean()), "map_interval": mean}
+    return {**within(ranks, at, "recall@"), **mean("map", precisions)}
+
+
+def ndcg(found: np.ndarray, relevant: Sequence[int] | np.ndarray, k: int) -> np.ndarray:
+    """nDCG@k [Q] (Jarvelin and Kekalainen 2002) of results that are relevant or not, [Q, G] in order, of so many relevant ones [Q]."""
+    gains = 1 / np.log2(np.arange(2, k + 2))
+    best = np.cumsum(gains)[np.minimum(np.asarray(relevant), k) - 1]
+    return found[:, :k] @ gains[: found.shape[1]] / best
+
+
+def mean(name: str, values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Of a score that each of Q queries has."""
+    each = np.asarray(values, float)
+    kinds = np.round(each, 3)[:, None]  # rounded: few kinds to draw from
+    return {name: float(each.mean()), f"{name}_interval": interval(kinds, lambda s: s[:, 0] / len(each))}
+
+
+def similarity(gold: Sequence[float] | np.ndarray, said: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Correlation of ranks (Spearman) and of values (Pearson) of N pairs; 0 where one side never varies. The interval of Spearman's
+    is that of resampled ranks, which are not ranked anew."""
+    from scipy.stats import pearsonr, rankdata, spearmanr
+
+    true, guess = np.asarray(gold, float), np.asarray(said, float)
+    scores: dict[str, Any] = {"pairs": len(true)}
+    for name, test, of in (("spearman", spearmanr, rankdata), ("pearson", pearsonr, np.array)):
+        varies = np.ptp(true) > 0 and np.ptp(guess) > 0
+        scores[name] = float(test(true, guess).statistic) if varies else 0.0
+        scores[f"{name}_interval"] = _correlation_interval(of(true), of(guess)) if varies else [0.0, 0.0]
+    return scores
+
+
+def _correlation_interval(x: np.ndarray, y: np.ndarray) -> list[float]:
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+    moments = np.stack([x, y, x * x, y * y, x * y], 1)
+
+    def statistic(drawn: np.ndarray) -> np.ndarray:
+        a, b, aa, bb, ab = (drawn @ moments / len(x)).T
+        spread = np.sqrt(np.maximum(aa - a * a, 0) * np.maximum(bb - b * b, 0))
+        return np.divide(ab - a * b, spread, out=np.zeros(len(spread)), where=spread > 0)
+
+    return _interval(np.ones(len(x), np.int64), statistic)
 
 
 def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Start:
     dropout: float | None = None
     random: bool = False  # the architecture of `source` with untrained weights
     views: int = 1  # of a picture that are used
+    pooling: str | None = None  # of a text's states to one vector, where not as the model has it
 
     @classmethod
     def of(
@@ -44,16 +45,18 @@ class Start:
         seed: int,
         dropout: float | None = None,
         random: bool = False,
+        pooling: str | None = None,
     ) -> "Start":
         head, length, views = goal.cls.starts_from(goal.config), goal.cls.row_length, getattr(goal.cls, "least_views", 1)
-        return cls(source, head, length, columns, seed, dropout, random, views)
+        return cls(source, head, length, columns, seed, dropout, random, views, pooling)
 
 
 class Modality(ABC):
     """The `data` node: what a user said about data of one kind, and how that kind becomes batches, networks and files."""
 
     room: ClassVar[str] = "modalities"
-    unlabelled: ClassVar[tuple[str, ...]]  # roles that are read of a corpus
+    unlabelled: Sequence[str]  # roles that are read of a corpus
+    verbatim: bool  # whether its text is kept beside its tokens
     seed: int
     valid: Any
     columns: Any
@@ -62,6 +65,10 @@ class Modality(ABC):
     @property
     @abstractmethod
     def has_test(self) -> bool: ...
+
+    def serve(self, goal: type[Objective], config: Mapping[str, Any]) -> None:
+        """What this objective reads of a corpus."""
+        self.unlabelled, self.verbatim = goal.columns(config) or self.unlabelled, goal.verbatim
 
     @staticmethod
     def prepared(done: int) -> str:

@@ -11,7 +11,7 @@ from sslcli.commands.finetune import HEADLINE as TASK_SCORES
 from sslcli.commands.finished import Finished
 from sslcli.commands.folder import claimed
 from sslcli.commands.pretrain import HEADLINE as CORPUS_SCORES
-from sslcli.data.text import Where
+from sslcli.data.text import Role, Where
 from sslcli.distributed import world
 from sslcli.errors import BadInput
 from sslcli.evaluation import held_out, judge
@@ -31,7 +31,7 @@ class OtherData:
         *,
         test: Where,
         gallery: Where,
-        columns: dict[Literal["text", "label", "tokens", "tags", "image"], str | list[str] | None],
+        columns: dict[Role | Literal["image"], str | list[str] | None],
         encoding: str | None,
         delimiter: str | None,
         on_bad_record: Literal["fail", "skip"] | None,
@@ -48,7 +48,7 @@ class OtherData:
 
 def evaluate(call: Call, *, run: str, data: Part[OtherData], robustness: bool, out: str | None, plugins: list[str]) -> dict[str, Any]:
     finished = Finished.open(Path(run), plugins)
-    own = finished.data.build(finished.seed)
+    own = finished.source()
     source = data.build(own).data
     split = "test" if data.config["test"] is not None or own.has_test else "valid"
     target = Run(dir=out or f"{run}-evaluate-{time.strftime('%Y%m%d-%H%M%S')}", keep=1)

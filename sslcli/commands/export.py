@@ -27,7 +27,7 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise BadInput(f"out={printable(out)}: already holds files; choose another folder")
     finished = Finished.open(Path(run), plugins)
-    source = finished.data.build(finished.seed)
+    source = finished.source()
     making = target.with_name(f".{target.name}.tmp")
     with storage(target.parent):
         shutil.rmtree(making, ignore_errors=True)
@@ -35,7 +35,8 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
     try:
         # write it, then run what was written
         exported = kind()
-        graph = source.graph(finished.dir / "model", finished.goal.head_kind, finished.processor.length)
+        head = "embedding" if finished.goal.embeds else finished.goal.head_kind
+        graph = source.graph(finished.dir / "model", head, finished.processor.length)
         exported.write(graph, making)
         own = source.sample(finished.dir, rows, finished.processor, finished.coder)
         agreement = _compare(finished, exported.open(graph, making), own)

@@ -18,6 +18,7 @@ from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
 from sslcli.evaluation import calibrate, judge
 from sslcli.evidence.baseline import baseline as cheap
+from sslcli.hf.pooling import Pooling
 from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
 from sslcli.run import Run
@@ -27,7 +28,7 @@ from sslcli.trainer import Trainer
 HEADLINE = (
     *("top1", "top5", "accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1"),
     *("ece", "ece_before", "brier", "nll", "abstained", "error_on_answered"),
-    *("recall@1", "recall@5", "recall@10", "map"),
+    *("spearman", "pearson", "recall@1", "recall@5", "recall@10", "mrr", "ndcg@10", "map"),
 )
 
 
@@ -50,6 +51,7 @@ def finetune(
     baseline: bool,
     resume: Literal["auto"] | bool,
     plugins: list[str],
+    pooling: Pooling | None = None,
 ) -> dict[str, Any]:
     call.refuse_both("from", "model", "from= brings its own model (init=random trains its architecture from scratch)")
     call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
@@ -57,7 +59,7 @@ def finetune(
         # the network, and the examples as it sees them
         source = data.build(seed)
         coder = task.cls.coder(task.config)
-        first = Start.of(task, from_, coder.columns, seed, dropout, init == "random")
+        first = Start.of(task, from_, coder.columns, seed, dropout, init == "random", pooling)
         processor, backbone = source.start(first, model, tokenizer, augment, call.screen.say)
         prepared = source.examples(coder, processor)
         folder.data(source, prepared, processor.length)

@@ -57,6 +57,12 @@ class Finished:
         labels = facts.get("labels_in_order", [])
         return cls(folder, verb, parts["data"], parts["seed"], size, processor, model, goal, facts, labels, part)
 
+    def source(self) -> Modality:
+        """The data as the run was told of it."""
+        found = self.data.build(self.seed)
+        found.serve(self.part.cls, self.part.config)
+        return found
+
     @property
     def coder(self) -> Any:
         """How its task reads examples, as the data decided; None of a pretraining run."""
@@ -69,8 +75,11 @@ class Finished:
         return self.verb == "finetune" or (self.goal.head_kind is not None and hasattr(self.goal, "head"))
 
     def logits(self, batch: Batch) -> Tensor:
-        """What an export must reproduce: the head's logits, or the hidden states of a run whose objective has no head."""
+        """What an export must reproduce: the head's logits, the vectors of a run that is about those, or the hidden states
+        of one whose objective has no head."""
         with torch.no_grad():
+            if self.goal.embeds:
+                return self.model.pool(self.model.encode(batch), batch)
             if self.verb == "finetune":
                 return self.goal.logits(self.model, batch)  # type: ignore[operator]
             hidden = self.model.encode(batch)

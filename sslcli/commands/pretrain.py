@@ -15,6 +15,7 @@ from sslcli.data.stream import Stream
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
 from sslcli.evaluation import held_out
+from sslcli.hf.pooling import Pooling
 from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
 from sslcli.run import Run
@@ -24,7 +25,7 @@ from sslcli.trainer import Trainer
 LEAST = 600  # steps, where the user names no number and one pass over the corpus is shorter
 HEADLINE = (
     *("loss", "masked_accuracy", "token_accuracy", "perplexity", "bits_per_byte", "retrieval_accuracy", "contrastive_accuracy"),
-    *("assignment_accuracy", "psnr", "knn", "probe"),
+    *("assignment_accuracy", "psnr", "knn", "probe", "spearman", "pearson", "teacher_cosine"),
 )
 
 
@@ -44,13 +45,15 @@ def pretrain(
     from_: str | None,
     resume: Literal["auto"] | bool,
     plugins: list[str],
+    pooling: Pooling | None = None,
 ) -> dict[str, Any]:
     for key in ("model", "tokenizer"):
         call.refuse_both("from", key, f"from= brings its own {key}")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
         source = data.build(seed)
-        first = Start.of(objective, from_, source.unlabelled, seed)
+        source.serve(objective.cls, objective.config)
+        first = Start.of(objective, from_, source.unlabelled, seed, objective.config.get("dropout"), pooling=pooling)
         processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
         prepared = folder.corpus(source, processor)
         if call.preview:

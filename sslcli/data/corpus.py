@@ -28,15 +28,19 @@ Progress = Callable[[int], None]
 
 
 def prepare(data: TextData, tokenizer: Tokenizer, progress: Progress = lambda _: None, only: str | None = None) -> Prepared:
-    """Stores `train`, `valid` and (if named) `test` of token ids, each document between the tokenizer's own ends."""
-    for name in ("shots", "labels", "too_long"):
+    """Stores `train`, `valid` and (if named) `test` of token ids, each document between the tokenizer's own ends.
+
+    A record of pairs is several documents, one after another (`texts` of the store's meta). `data.verbatim` keeps their text too.
+    """
+    roles, beside = data.unlabelled, ("negative",) if "text_b" in data.unlabelled else ()
+    for name in ("shots", "labels", "too_long", "gallery"):
         if getattr(data, name) is not None:
             raise BadInput(f"data.{name}: means nothing for an unlabelled corpus; leave it out")
     prepared = Prepared({}, {"columns": {}, "files": {}}, [], [])
     # the held-out part is split off the training text, so `valid` may need that too
     wanted = {None: ("train", "valid", "test"), "test": ("test",), "valid": ("valid",) if data.valid is not None else ("train",)}[only]
     for split in ("train", "valid", "test"):
-        reader = data.reader(split, ("text",)) if split in wanted else None
+        reader = data.reader(split, roles, beside) if split in wanted else None
         if reader is None:
             continue
         key: dict[str, Any] = {
@@ -47,10 +51,13 @@ def prepare(data: TextData, tokenizer: Tokenizer, progress: Progress = lambda _:
             "tokenizer": tokenizer.identity,
             "ends": [tokenizer.prefix, tokenizer.suffix],
             "held_out": None,
+            **({"verbatim": True} if data.verbatim else {}),
         }
         if split == "train" and data.valid is None:
             key["held_out"] = [data.seed, _share(key["files"], data.valid_fraction)]
-        folder = built(key, partial(_build, reader=reader, tokenizer=tokenizer, held_out=key["held_out"], progress=progress))
+        folder = built(
+            key, partial(_build, reader=reader, tokenizer=tokenizer, held_out=key["held_out"], verbatim=data.verbatim, progress=progress)
+        )
         prepared.stores[split] = Store(folder / "main")
         prepared.facts["columns"][split] = reader.columns
         prepared.facts["files"][split] = key["files"]
@@ -63,23 +70,25 @@ def prepare(data: TextData, tokenizer: Tokenizer, progress: Progress = lambda _:
     return prepared
 
 
-def _build(making: Path, reader: Reader, tokenizer: Tokenizer, held_out: list[Any] | None, progress: Progress) -> None:
+def _build(making: Path, reader: Reader, tokenizer: Tokenizer, held_out: list[Any] | None, verbatim: bool, progress: Progress) -> None:
     dtype = np.uint16 if tokenizer.size <= 1 << 16 else np.uint32
     names = ("main", "held_out") if held_out else ("main",)
     writers: dict[str, Writer] = {}
+    fields: dict[str, Any] = {"ids": dtype, **({"text": np.uint8} if verbatim else {})}
+    each = {"texts": len(reader.columns)} if len(reader.columns) > 1 else {}
     for name in names:
         (making / name).mkdir()
-        writers[name] = Writer(making / name, {"ids": dtype}, {"ids"})
-        writers[name].meta = {"lossless": tokenizer.lossless, "documents": 0, "tokens": 0, "bytes": 0, "unknown": 0, "bad": []}
+        writers[name] = Writer(making / name, fields, set(fields))
+        writers[name].meta = {"lossless": tokenizer.lossless, "documents": 0, "tokens": 0, "bytes": 0, "unknown": 0, "bad": [], **each}
     start, done = time.monotonic(), 0
     try:
-        for texts in _chunks(reader):
+        for records in _chunks(reader):
             if reader.bad and reader.policy == "fail":
                 continue  # nothing will be kept: only look for further bad records
-            chosen = _held_out(held_out, done, len(texts), writers)
-            done += len(texts)
+            chosen = _held_out(held_out, done, len(records), writers)
+            done += len(records)
             for name, part in ((n, chosen == (n == "held_out")) for n in names):
-                _append(writers[name], [t for t, mine in zip(texts, part.tolist(), strict=True) if mine], tokenizer)
+                _append(writers[name], [t for r, mine in zip(records, part.tolist(), strict=True) if mine for t in r], tokenizer)
             progress(sum(w.meta["bytes"] for w in writers.values()))
         bad = reader.finish()
         for name, writer in writers.items():
@@ -122,24 +131,30 @@ def _append(writer: Writer, texts: list[str], tokenizer: Tokenizer) -> None:
         laid[starts + i] = special
     for i, special in enumerate(after):
         laid[starts + whole - len(after) + i] = special
-    writer.append(len(texts), {"ids": whole}, ids=laid)
+    coded = [t.encode("utf-8") for t in texts]
+    more = {"text": np.array([len(c) for c in coded])} if "text" in writer.fields else {}
+    values = {"text": np.frombuffer(b"".join(coded), np.uint8)} if more else {}
+    writer.append(len(texts), {"ids": whole, **more}, ids=laid, **values)
     writer.meta["documents"] += len(texts)
     writer.meta["tokens"] += len(laid)
-    writer.meta["bytes"] += sum(len(t.encode("utf-8")) for t in texts)
+    writer.meta["bytes"] += sum(map(len, coded))
 
 
-def texts_of(reader: Reader) -> Iterator[str]:
-    for _, _, example in reader:
-        yield example["text"]
+def _records(reader: Reader) -> Iterator[list[str]]:
+    for file, number, example in reader:
+        if isinstance(example.get("negative", ""), str):
+            yield [str(example[role]) for role in reader.columns]
+        else:
+            reader.reject(file, number, f"{reader.columns['negative']} holds no single text; one hard negative a pair is read here")
 
 
-def _chunks(reader: Reader) -> Iterator[list[str]]:
-    texts = texts_of(reader)
+def _chunks(reader: Reader) -> Iterator[list[list[str]]]:
+    records = _records(reader)
     while True:
         held, size = [], 0
-        for text in texts:
-            held.append(text)
-            size += len(text)
+        for texts in records:
+            held.append(texts)
+            size += sum(map(len, texts))
             if size >= CHUNK:
                 break
         if not held:

@@ -24,7 +24,7 @@ CHUNK = 2000  # examples that are encoded together
 
 @dataclass
 class Rows:
-    """Rows of a chunk of examples: token ids with ends, and fields that run along them (ragged) or stand beside them."""
+    """Rows of a chunk of examples: token ids with ends, and fields beside them, ragged (`along`) or of one width."""
 
     ids: list[np.ndarray] = field(default_factory=list)
     owner: list[int] = field(default_factory=list)  # the example that a row is a window of, counted within the chunk
@@ -54,12 +54,22 @@ def prepare(
 
     `labels`: those of a trained model, to be kept; `only`: the one split that is wanted (a held-out part needs the training data).
     """
+    searching: Any = coder if hasattr(coder, "searched") else None
+    for name in ("gallery", "pairs"):
+        if getattr(data, name) is not None and not (searching and name == "gallery"):
+            raise BadInput(f"data.{name}: means nothing for this task; leave it out")
     given = labels if labels is not None else data.labels
-    readers = {split: reader for split in wanted(data, only) if (reader := data.reader(split, coder.columns)) is not None}
+    readers = {
+        split: reader
+        for split in wanted(data, only)
+        if (reader := data.reader(split, coder.columns, getattr(coder, "optional", ()))) is not None
+    }
+    looked = searching.searched(data, tokenizer, limit, readers) if searching else {}
     inventory, plans, bad = survey(data, coder, readers, given)
     found = dict(coder.facts)  # as the survey counted them: building reads some examples again
-    prepared = Prepared({}, {"columns": {}, "files": {}, "labels": len(inventory)}, inventory, bad)
+    prepared = Prepared({}, {"columns": {}, "files": {}, "labels": len(inventory), **looked}, inventory, bad)
     for split, (reader, chosen) in plans.items():
+        coder = searching.pools[split if split in readers else "train"] if searching else coder
         key = {
             "kind": "examples",
             "files": reader.source.fingerprint(),
@@ -81,6 +91,12 @@ def prepare(
     prepared.facts |= valid_is(data, readers, plans)
     prepared.facts |= found
     return prepared
+
+
+def shown(example: Mapping[str, Any]) -> Any:
+    """What an example is called in predictions.jsonl: its text, its words, or both sides of a pair."""
+    sides = {role: example[role] for role in ("text", "tokens", "text_a", "text_b") if role in example}
+    return sides if len(sides) > 1 else next(iter(sides.values()))
 
 
 def examples_of(store: Store) -> Store:
@@ -110,8 +126,7 @@ def _build(
         for chunk in kept(reader, coder, inventory, chosen, CHUNK):
             made = coder.rows(chunk, ids, tokenizer, limit, too_long)
             _append_rows(rows, made, examples.count)
-            shown = "text" if "text" in coder.columns else "tokens"
-            append_lines(examples, [{"input": example[shown], "gold": coder.gold(example)} for example in chunk])
+            append_lines(examples, [{"input": shown(example), "gold": coder.gold(example)} for example in chunk])
             totals.update(cut_rows=made.cut_rows, cut_tokens=made.cut_tokens, dropped=made.dropped, tokens=sum(map(len, made.ids)))
             for example in chunk:
                 per_label.update(coder.labels(example))
@@ -127,6 +142,7 @@ def _build(
             "rows": rows.count,
             "per_label": dict(per_label.most_common(1000)),
         }
+        rows.meta = dict(getattr(coder, "meta", {}))
         rows.finish()
         examples.finish()
     finally:
@@ -137,11 +153,11 @@ def _build(
 def _append_rows(writer: Writer, made: Rows, first: int) -> None:
     if not made.ids:
         return
-    lengths = np.array([len(x) for x in made.ids])
-    values: dict[str, Any] = {"ids": np.concatenate(made.ids), "owner": np.array(made.owner) + first}
-    values |= {name: np.concatenate(arrays) for name, arrays in made.along.items()}
+    ragged = {"ids": made.ids, **made.along}
+    values: dict[str, Any] = {name: np.concatenate(arrays) for name, arrays in ragged.items()}
     values |= {name: np.array(array) for name, array in made.beside.items()}
-    writer.append(len(lengths), dict.fromkeys(("ids", *made.along), lengths), **values)
+    lengths = {name: np.array([len(x) for x in arrays]) for name, arrays in ragged.items()}
+    writer.append(len(made.ids), lengths, owner=np.array(made.owner) + first, **values)
 
 
 def windows(count: int, limit: int, breaks: Callable[[int], int] = lambda place: place) -> list[tuple[int, int, int, int]]:

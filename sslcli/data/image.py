@@ -1,7 +1,7 @@
 """The `data` node of runs on pictures: what the user said about the data, and the pictures it names."""
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ SAID = {
 
 
 class ImageData:
-    unlabelled: ClassVar[tuple[str, ...]] = ("image",)  # what is read of a corpus
+    unlabelled: Sequence[str] = ("image",)  # what is read of a corpus
 
     def __init__(
         self,

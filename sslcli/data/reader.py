@@ -1,5 +1,6 @@
 """Raw records to checked examples: which column plays which role, which records are bad, and what happens to those."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,8 +18,16 @@ NAMES = {
     "label": "label labels category class intent sentiment topic target tag y 标签 类别 分类".split(),
     "tokens": "tokens words".split(),
     "tags": "tags ner_tags labels ner tag".split(),
+    "text_a": "text_a texta sentence1 sentence_1 sentence_a premise query question anchor text1 text_1 source_sentence 句子1 问题".split(),
+    "text_b": "text_b textb sentence2 sentence_2 sentence_b hypothesis positive passage answer text2 text_2 target_sentence 句子2".split(),
+    "score": "score similarity similarity_score relatedness relatedness_score label gold 分数 相似度".split(),
+    "positives": "positives positive positive_ids positive_passages passage passages answer answers text_b 答案".split(),
+    "negative": "negative negatives hard_negative hard_negatives negative_passages contradiction".split(),
+    "id": "id _id doc_id docid pid passage_id corpus_id".split(),
+    "passage": "passage text answer document content contents body 答案 文本 内容".split(),
     "image": "image img picture photo image_path img_path filepath file_path filename file_name path file images 图片 图像".split(),
 }
+TEXTS = ("text", "text_a", "text_b", "passage")  # roles that are one text each
 LISTED = 20  # bad records named one by one; the rest is counted
 MAX_BAD, MIN_BAD = 0.001, 10  # `skip` gives up beyond this share, or this many in small data
 
@@ -78,6 +87,8 @@ class Reader:
                 return reason
             if role == "text" and not self.allow_empty and not value.strip():
                 return f"{printable(column)} is empty; remove the record, or accept such with data.allow_empty=true"
+            if role in TEXTS[1:] and not value.strip():
+                return f"{printable(column)} (the {role}) is empty; remove the record"
             if role == "label" and isinstance(value, str) and not value.strip():
                 return f"{printable(column)} is empty; give it a label"
             if role == "label":
@@ -164,8 +175,12 @@ def _fits(role: str, column: str, records: Sequence[Mapping[str, Any]], least: f
 def wrong_type(role: str, column: str, value: Any) -> str | None:
     if value is None:
         return f"{printable(column)} (the {role}) is null; fill it in or remove the record"
-    if role == "text" and not isinstance(value, str):
+    if role in TEXTS and not isinstance(value, str):
         return f"{printable(column)} is {_kind(value)}; expected text"
+    if role == "score" and number(value) is None:
+        return f"{printable(column)} is {printable(value)}; expected a number (the score of the pair)"
+    if role in ("positives", "negative", "id"):
+        return _wrong_passages(role, column, value)
     if role == "image" and not isinstance(value, (str, bytes)) and not (isinstance(value, dict) and {"bytes", "path"} & value.keys()):
         return f"{printable(column)} is {_kind(value)}; expected a path, or the bytes of a picture"
     if role == "label" and not isinstance(value, (str, int, float, list)):
@@ -179,6 +194,27 @@ def wrong_type(role: str, column: str, value: Any) -> str | None:
                 f"{printable(column)} holds {_kind(wrong)}; expected text" if value else f"{printable(column)} is empty; remove the record"
             )
     return None
+
+
+def _wrong_passages(role: str, column: str, value: Any) -> str | None:
+    """Texts of passages, or their names: one, or a list of them (a name is one)."""
+    several = value if isinstance(value, list) and role != "id" else [value]
+    wrong = next((v for v in several if isinstance(v, bool) or not isinstance(v, (str, int))), None)
+    if wrong is not None:
+        return f"{printable(column)} holds {_kind(wrong)}; expected text" + ("" if role == "id" else " or the name of a passage")
+    empty = not several if role == "positives" else False
+    if empty or any(isinstance(v, str) and not v.strip() for v in several):
+        return f"{printable(column)} (the {role}) is empty; remove the record"
+    return None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or a text that says one (of CSV)."""
+    try:
+        found = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if found is not None and math.isfinite(found) else None
 
 
 def _looks_like_a_picture(value: Any) -> bool:

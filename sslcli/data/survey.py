@@ -119,7 +119,7 @@ def _subsets(data: Labelled, readers: Mapping[str, Reader], strata: Mapping[str,
     found: Plans = {}
     if data.shots is not None:
         train = few(data.seed, kinds, data.shots)
-    if "valid" not in readers and len(train) >= ENOUGH_TO_HOLD_OUT * min(labels, len(ids)):
+    if "valid" not in readers and len(train) >= ENOUGH_TO_HOLD_OUT * max(1, min(labels, len(ids))):
         valid = train[held_out(data.seed, [kinds[i] for i in train], data.valid_fraction)]
         found["valid"] = (readers["train"], valid)
         train = np.setdiff1d(train, valid)

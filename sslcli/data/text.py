@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,10 +13,12 @@ from sslcli.data.store import Store
 from sslcli.errors import BadInput, printable
 
 Where = str | list[str] | None
+Role = Literal["text", "label", "tokens", "tags", "text_a", "text_b", "score", "positives", "negative", "id", "passage"]
 
 
 class TextData:
-    unlabelled: ClassVar[tuple[str, ...]] = ("text",)  # what is read of a corpus
+    unlabelled: Sequence[str] = ("text",)  # what is read of a corpus
+    verbatim = False  # whether its text is kept beside its tokens
 
     def __init__(
         self,
@@ -25,7 +27,7 @@ class TextData:
         train: Where,
         valid: Where,
         test: Where,
-        columns: dict[Literal["text", "label", "tokens", "tags"], str | None],
+        columns: dict[Role, str | None],
         encoding: str,
         delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None,
         labels: list[str] | None,
@@ -36,8 +38,10 @@ class TextData:
         on_bad_record: Literal["fail", "skip"],
         allow_empty: bool,
         allow_changed: bool,
+        gallery: Where = None,
+        pairs: Where = None,
     ):
-        self.seed, self.train, self.valid, self.test = seed, train, valid, test
+        self.seed, self.train, self.valid, self.test, self.gallery, self.pairs = seed, train, valid, test, gallery, pairs
         self.columns, self.encoding, self.delimiter, self.labels = columns, encoding, delimiter, labels
         self.max_length, self.too_long, self.shots, self.valid_fraction = max_length, too_long, shots, valid_fraction
         self.on_bad_record, self.allow_empty, self.allow_changed = on_bad_record, allow_empty, allow_changed
@@ -66,13 +70,28 @@ class TextData:
     def prepared(done: int) -> str:
         return f"{done / 1e6:,.1f} MB of text"
 
-    def reader(self, split: str, roles: Sequence[str]) -> Reader | None:
+    def reader(self, split: str, roles: Sequence[str], optional: Sequence[str] = ()) -> Reader | None:
+        """`optional`: roles that are read where a column plays them."""
         source = self.source(split, "tags" in roles)
         if source is None:
             if split == "train":
                 raise BadInput("data.train: missing; name a file, a glob, a folder, hf:<name>, or - for standard input")
             return None
-        return Reader(f"data.{split}", source, roles, {str(k): v for k, v in self.columns.items()}, self.on_bad_record, self.allow_empty)
+        named = {str(k): v for k, v in self.columns.items()}
+        return Reader(f"data.{split}", source, (*roles, *optional), named, self.on_bad_record, self.allow_empty, optional)
+
+
+def texts(example: Mapping[str, Any]) -> list[str]:
+    """All that is text in an example: its words as one, its sides one by one."""
+    if "tokens" in example:
+        return [" ".join(example["tokens"])]
+    found = [v for role in ("text", "text_a", "text_b", "positives", "negative") for v in listed(example.get(role))]
+    return [v for v in found if isinstance(v, str)]
+
+
+def listed(value: Any) -> list[Any]:
+    """One, several or none, as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 @dataclass

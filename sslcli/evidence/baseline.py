@@ -11,6 +11,7 @@ from sslcli import metrics
 from sslcli.core import Task
 from sslcli.data.examples import examples_of
 from sslcli.data.store import Store
+from sslcli.evidence import lexical
 
 MANY = 5000  # texts; beyond this a linear SVM stands in for logistic regression, which takes minutes
 MOST = 50_000  # beyond this no baseline is worth waiting for
@@ -20,11 +21,15 @@ NEAR, FEW = 5, 20  # pictures that vote; only the nearest, where a label has few
 
 def baseline(task: Task, train: Store, scored: Store) -> dict[str, Any] | None:
     """Scores of the majority label and of TF-IDF with a linear classifier; for tagged words, of a dictionary of the words seen; for
-    pictures, of those whose pixels correlate most."""
+    pictures, of those whose pixels correlate most; for pairs and passages, of shared words."""
     if examples_of(train).count > MOST:
         return None
     if "place" in train:
         return _pixels(task, train, scored)
+    if "ids_b" in train:
+        return lexical.similar(scored)
+    if "positives" in train:
+        return lexical.found(task, scored)
     known, asked = list(_examples(train)), list(_examples(scored))
     gold = [g for _, g in asked]
     if known and isinstance(known[0][0], list):

@@ -126,8 +126,11 @@ class Pooled(nn.Module):
         return self.out(self.dropout(vector))
 
 
-def assemble(base: PreTrainedModel, head: nn.Module | None, labels: list[str] | None, multi: bool = False) -> PreTrainedModel:
-    """The model that plain transformers loads: the class with this head on this network, in fp32, label names set."""
+def assemble(
+    base: PreTrainedModel, head: nn.Module | None, labels: list[str] | None, multi: bool = False, pooling: str = "mean"
+) -> PreTrainedModel:
+    """The model that plain transformers loads: the class with this head on this network, in fp32, label names set. `pooling` (mean or
+    cls): of what a classifier of ours sees."""
     if head is None:
         full = copy.deepcopy(base)
     elif isinstance(head, Borrowed):
@@ -136,7 +139,7 @@ def assemble(base: PreTrainedModel, head: nn.Module | None, labels: list[str] | 
         setattr(full, full.base_model_prefix, base)
         full = copy.deepcopy(full)
     else:
-        full = _classifier(base, head)  # type: ignore[arg-type]
+        full = _classifier(base, head, pooling)  # type: ignore[arg-type]
     full.config._attn_implementation = "sdpa"
     full = full.float().eval()
     if labels:
@@ -147,20 +150,20 @@ def assemble(base: PreTrainedModel, head: nn.Module | None, labels: list[str] | 
     return full
 
 
-def _classifier(base: PreTrainedModel, head: Pooled) -> PreTrainedModel:
+def _classifier(base: PreTrainedModel, head: Pooled, pooling: str) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     config.num_labels = head.out.out_features
     if config.model_type in BERT_LIKE:
         config.num_hidden_layers += 1
     else:
         config.classifier_activation = "tanh" if head.dense is not None else "linear"
-        config.classifier_pooling, config.classifier_bias, config.classifier_dropout = "mean", True, 0.0
+        config.classifier_pooling, config.classifier_bias, config.classifier_dropout = pooling, True, 0.0
     full = AUTO["sequence_classification"].from_config(config, attn_implementation="sdpa")
     state = {f"{full.base_model_prefix}.{k}": v.float() for k, v in base.state_dict().items()}
     full.load_state_dict(state, strict=False)
     with torch.no_grad():
         if config.model_type in BERT_LIKE:
-            _pooling_layer(full.base_model.encoder.layer[-1], head)
+            _pooling_layer(full.base_model.encoder.layer[-1], head, pooling)
             _bert_head(full, head)
         else:
             full.head.dense.weight.copy_(head.dense.weight if head.dense is not None else torch.eye(head.dim))
@@ -173,14 +176,15 @@ def _classifier(base: PreTrainedModel, head: Pooled) -> PreTrainedModel:
     return full
 
 
-def _pooling_layer(layer: Any, head: Pooled) -> None:
+def _pooling_layer(layer: Any, head: Pooled, pooling: str) -> None:
     """Make a transformer layer compute LayerNorm(mean of all tokens): attention that looks everywhere alike, values as they are,
-    the residual drowned by SCALE, a feed-forward part that adds nothing."""
+    the residual drowned by SCALE, a feed-forward part that adds nothing. For the first token: LayerNorm of what is there already."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     attention = layer.attention
     attention.self.value.weight.copy_(torch.eye(head.dim))
-    attention.output.dense.weight.copy_(torch.eye(head.dim) * SCALE)
+    if pooling == "mean":
+        attention.output.dense.weight.copy_(torch.eye(head.dim) * SCALE)
     for norm in (attention.output.LayerNorm, layer.output.LayerNorm):
         nn.init.ones_(norm.weight)
 

@@ -36,6 +36,8 @@ class Image(ImageData, Modality):
     def start(
         self, first: Start, model: Part | None, tokenizer: None, augment: Part[Augment] | None, say: Callable[[str], None]
     ) -> tuple[Pixels, Any]:
+        if first.pooling is not None:
+            raise BadInput(f"pooling={first.pooling}: is for texts; leave it out (model.pool says how a vision transformer's is made)")
         views = _augment(augment, first.views) if augment is not None else None
         torch.manual_seed(first.seed)
         if first.source is not None:

@@ -15,12 +15,13 @@ from sslcli.build import check_loaded
 from sslcli.core import Batch
 from sslcli.data import corpus, examples
 from sslcli.data.store import Store, built
-from sslcli.data.text import Prepared, TextData
+from sslcli.data.text import Prepared, TextData, texts
 from sslcli.data.tokenizer import Recipe, Tokenizer, sample
 from sslcli.errors import BadCheckpoint, BadInput
 from sslcli.hf.folder import model_folder
 from sslcli.hf.graph import Graph, text_graph
-from sslcli.hf.heads import AUTO, assemble
+from sslcli.hf.heads import AUTO, VocabularyHead, assemble
+from sslcli.hf.pooling import read_pooling, write_pooling
 from sslcli.modality import Modality, Start
 from sslcli.models.text import Text as Network
 from sslcli.schema import Part
@@ -38,20 +39,24 @@ class Text(TextData, Modality):
             raise BadInput("model: from= brings its own model; leave model= out")
         words = self._tokenizer(first, model, tokenizer, say)
         words = words.for_words() if "tokens" in first.columns else words
+        if first.pooling == "first_last" and first.head is not None:
+            raise BadInput("pooling=first_last: is for vectors of texts (simcse, text_similarity, ...), not beside a head; use mean or cls")
         torch.manual_seed(first.seed)
         if first.source is None:
             if model is None:
                 raise BadInput("model: nothing to start from; give from=<run, folder or hub name>, or model=<name> to train from scratch")
             chosen = model if first.dropout is None else Part(model.path, model.cls, {**model.config, "dropout": first.dropout})
             network: Network = chosen.build(words)
+            network.pooling = first.pooling or network.pooling
         else:
-            network = Network.load(model_folder(first.source), first.head, first.dropout, first.random)
+            network = Network.load(model_folder(first.source), first.head, first.dropout, first.random, pooling=first.pooling)
             check_loaded(network.loaded, first.source, first.random)
         rows = len(network.base.get_input_embeddings().weight)
         if words.size > rows:
             raise BadCheckpoint(
                 f"from={first.source}: its tokenizer has {words.size:,} tokens, its model only {rows:,}; they do not belong together"
             )
+        network.loaded["pooling"] = network.pooling
         words.length = self._length(network, first.length)
         words.augment = augment.build() if augment is not None else None
         return words, network
@@ -77,7 +82,7 @@ class Text(TextData, Modality):
         def make(making: Path) -> None:
             kind = Recipe.settled(recipe.config["kind"], decoder)
             say(f"training a {kind} tokenizer of {recipe.config['vocabulary']:,} tokens on the corpus")
-            chosen = sample(e["text"] if "text" in e else " ".join(e["tokens"]) for _, _, e in reader)
+            chosen = sample(text for _, _, example in reader for text in texts(example))
             reader.finish()
             recipe.build().train(chosen, decoder).save(making)
 
@@ -120,8 +125,9 @@ class Text(TextData, Modality):
     def save(
         self, folder: Path, model: Network, head: nn.Module | None, processor: Tokenizer, labels: Sequence[str] | None, multi: bool
     ) -> None:
-        assemble(model.base, head, list(labels) if labels else None, multi).save_pretrained(folder)
+        assemble(model.base, head, list(labels) if labels else None, multi, model.pooling).save_pretrained(folder)
         processor.save(folder)
+        write_pooling(folder, model.pooling, model.dim, processor.length, head is None or isinstance(head, VocabularyHead))
 
     def shown(self, batch: Batch, processor: Tokenizer, labels: Sequence[str]) -> str:
         """Tokens, and what the network should say of them: the label, the labels, or a tag at every first subword."""
@@ -137,7 +143,7 @@ class Text(TextData, Modality):
         return f"{' '.join(tokens)} -> {', '.join(labels[i] for i in label.nonzero().flatten().tolist()) or 'no label'}"
 
     def graph(self, folder: Path, kind: str | None, longest: int) -> Graph:
-        return text_graph(folder, AUTO.get(kind or ""), longest)
+        return text_graph(folder, AUTO.get(kind or ""), longest, read_pooling(folder) if kind == "embedding" else None)
 
     def sample(
         self, run: Path, count: int, processor: Tokenizer, coder: Any
@@ -146,7 +152,7 @@ class Text(TextData, Modality):
         rows = self._recorded(run, count, coder)
         for start in range(0, len(rows), 16):
             part = rows[start : start + 16]
-            inputs = [row["input"] for row in part]
+            inputs = [row["input"]["text_a"] if isinstance(row["input"], dict) else row["input"] for row in part]
             words = bool(inputs) and isinstance(inputs[0], list)
             coded = processor.hf(
                 inputs, is_split_into_words=words, truncation=True, max_length=processor.length, padding=True, return_tensors="pt"
@@ -161,7 +167,7 @@ class Text(TextData, Modality):
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
-        columns = coder.columns if coder else ("text",)
+        columns = coder.columns if coder else self.unlabelled
         reader = self.reader("train", columns)
         assert reader is not None
         return [{"input": example[columns[0]]} for _, (_, _, example) in zip(range(count), reader, strict=False)]

@@ -15,6 +15,7 @@ from sslcli.data.tokenizer import Tokenizer
 from sslcli.errors import BadCheckpoint, printable
 from sslcli.hf import attention
 from sslcli.hf.heads import AUTO, POOLED, Borrowed, Pooled, VocabularyHead
+from sslcli.hf.pooling import pooled, read_pooling
 from sslcli.hf.pretrained import pretrained, read_config, set_dropout
 
 # what only a causal language model's class exists for sees no later token
@@ -47,9 +48,12 @@ class Text(Backbone):
         return f"width={width} is not divisible by heads={heads}; {heads} heads need a multiple of {heads}" if width % heads else None
 
     @classmethod
-    def load(cls, folder: Path, kind: str | None, dropout: float | None, random: bool = False, native: bool = False) -> "Text":
+    def load(
+        cls, folder: Path, kind: str | None, dropout: float | None, random: bool = False, native: bool = False, pooling: str | None = None
+    ) -> "Text":
         """From a model folder, with the head `kind` if one is to be borrowed. `random`: its architecture with untrained weights;
-        `native`: keep the family's own classifier (a delivered model), where training would put a pooled one in its place."""
+        `native`: keep the family's own classifier (a delivered model), where training would put a pooled one in its place. `pooling`:
+        how texts are pooled, where not as the folder says."""
         config = read_config(folder)
         if dropout is not None:
             set_dropout(config, dropout)
@@ -64,6 +68,8 @@ class Text(Backbone):
             what = f"has no language model's head ({printable(lost)} is not in it), which task.head=prompt asks"
             raise BadCheckpoint(f"{printable(folder)}: {what}; use a run of objective=masked_lm or causal_lm, or another head")
         self._adopt(full.base_model, full if kind else None, kind)
+        borrowed = kind == "sequence_classification"  # a family's own classifier pools by itself
+        self.pooling = pooling or (None if borrowed else read_pooling(folder)) or self.pooling
         return self
 
     def _adopt(self, base: PreTrainedModel, full: PreTrainedModel | None = None, kind: str | None = None) -> None:
@@ -78,6 +84,7 @@ class Text(Backbone):
         self.dim = int(text.hidden_size)
         self.family = str(base.config.model_type)
         self.decoder = self.family in DECODERS
+        self.pooling = "last" if self.decoder else "mean"  # hf.pooling: the last token of a decoder alone has seen all of them
         self.positions = int(getattr(text, "max_position_embeddings", 512))
         self.first_position = 0
         if self.family in ("roberta", "xlm-roberta", "camembert"):
@@ -100,15 +107,22 @@ class Text(Backbone):
     def encode(self, batch: Batch) -> Tensor:
         mask = batch.get("mask")
         if self.packing and mask is not None and mask.device.type == "cpu" and float(mask.float().mean()) < 1 - attention.PADDED:
-            return self._packed(batch["ids"], mask)
-        options = {} if not self.decoder else {"use_cache": False}
+            return self._packed(batch, mask)
         output = self.base(
             input_ids=batch["ids"],
             attention_mask=batch.get("mask"),
             **({"position_ids": batch["positions"]} if "positions" in batch else {}),
-            **options,
+            **({"use_cache": False} if self.decoder else {}),
+            **self._more,
         )
+        if self._more:
+            batch["first"] = output.hidden_states[1]  # what `pool` will ask for
         return output.last_hidden_state
+
+    @property
+    def _more(self) -> dict[str, bool]:
+        """What pooling needs of the network besides its last states."""
+        return {"output_hidden_states": True} if self.pooling == "first_last" else {}
 
     def pack(self) -> bool:
         """Skip padding from now on, where this family's layers can; whether they do. It pays where the rows of a batch are of any length;
@@ -116,32 +130,26 @@ class Text(Backbone):
         self.packing = self._packs
         return self.packing
 
-    def _packed(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _packed(self, batch: Batch, mask: Tensor) -> Tensor:
         """The same hidden states from the real tokens alone, with zeros where padding is: no layer spends time on that."""
-        places = mask.flatten().nonzero()[:, 0]
+        ids, places = batch["ids"], mask.flatten().nonzero()[:, 0]
         positions = (torch.arange(ids.shape[1]) + self.first_position).expand_as(ids).flatten()[places]
         with attention.packed(mask):
-            found = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None]).last_hidden_state[0]
-        return found.new_zeros(mask.numel(), found.shape[-1]).index_copy(0, places, found).unflatten(0, mask.shape)
+            output = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None], **self._more)
+
+        def padded(states: Tensor) -> Tensor:
+            return states.new_zeros(mask.numel(), states.shape[-1]).index_copy(0, places, states[0]).unflatten(0, mask.shape)
+
+        if self._more:
+            batch["first"] = padded(output.hidden_states[1])
+        return padded(output.last_hidden_state)
 
     def pool(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """The mean of the real tokens' states; for a decoder, the state of the last one, which alone has seen them all. A batch may say
-        how much of each vector is `kept` and with which `other` row's it is mixed."""
-        vector = self._pooled(hidden, batch.get("mask"))
+        """A vector a text (hf.pooling). A batch may say how much of each is `kept` and with which `other` row's it is mixed."""
+        vector = pooled(hidden, batch.get("mask"), self.pooling, batch.get("first"))
         if "kept" in batch:
             vector = torch.lerp(vector[batch["other"]], vector, batch["kept"][:, None].to(vector.dtype))
         return vector
-
-    def _pooled(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        if self.decoder:
-            if mask is None:
-                return hidden[:, -1]
-            last = mask.sum(1).long() - 1
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
-        if mask is None:
-            return hidden.mean(1)
-        weight = mask[..., None].to(hidden.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1)
 
     def checkpoint_gradients(self) -> None:
         self.packing = False  # layers run again when the batch's rows are forgotten

@@ -70,6 +70,8 @@ class TextClassification(Task):
         self.labels, self.labelling, self.smoothing, self.pad = list(labels), labelling, label_smoothing, int(tokenizer.pad or 0)
         options = {"start": start, "dropout": dropout, "temperature": temperature, "template": template, "words": words}
         chosen = _usual(model, labelling, counts) if head == "auto" else head
+        if chosen != "prompt":
+            _refuse_pooling(model)
         self.packed = model.pack()
         self.classifier = made = CLASSIFIERS[chosen](model, tokenizer, Setting(labels, counts, labelling, self._losses, options))
         self.head_kind = made.head_kind  # type: ignore[misc]
@@ -171,6 +173,13 @@ def _usual(model: Any, labelling: str, counts: Mapping[str, int]) -> str:
     """The head that measured best: README."""
     few = max(counts.values(), default=0) >= 2 and sum(counts.values()) <= FEW * len(counts)
     return "contrastive" if few and labelling == "single" and model.family in POOLED else "linear"
+
+
+def _refuse_pooling(model: Any) -> None:
+    fitting = ("mean", "cls") if model.pools_freely else ("last",) if model.decoder else ("mean",)
+    if model.pooling not in fitting:
+        remedy = "use mean or cls" if model.pools_freely else "leave pooling out"
+        raise ValueError(f"pooling={model.pooling}: no classifier of plain transformers pools so for {model.family}; {remedy}")
 
 
 class _Coder(LabelCoder):
