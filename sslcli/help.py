@@ -40,13 +40,15 @@ VERBS = {
         """\
   data.train=corpus/*.txt      your text: a file, glob, folder, hf:<name>, or - (.txt .jsonl .csv .tsv .parquet, also .gz .zst)
   trainer.steps=20000          or trainer.epochs=3, or trainer.time_limit=2h
-  objective=masked_lm          what to learn by; span_contrastive, the default, learns what documents are about
+  objective=masked_lm          what to learn by; span_contrastive, the default, learns what documents are about; simcse, tsdae: sentences
+  data.pairs=sts.jsonl         pairs of texts with scores to watch beside training (their correlation chooses the checkpoint)
   model=bert_small             which network, from scratch; from=<folder or hub name> continues a pretrained one
   run.dir=runs/lm              where everything goes; add resume=auto to continue exactly where it stopped""",
         """\
   ssl pretrain objective=masked_lm model=bert_tiny data.train='corpus/*.txt' trainer.steps=2000 run.dir=runs/lm
   ssl pretrain objective=causal_lm model=gpt_mini tokenizer=bpe data.train='corpus/**/*.jsonl.gz' trainer.steps=20000
   ssl pretrain from=bert-base-cased data.train=own.txt optimizer.lr=5e-5
+  ssl pretrain objective=simcse from=bert-base-uncased data.train=sentences.txt data.pairs=sts.jsonl
   ssl pretrain objective=simclr model=resnet18 data.train=photos/ run.dir=runs/photos     # pictures; --preview views.png shows the views
   ssl pretrain run.dir=runs/lm resume=auto""",
     ),
@@ -56,12 +58,16 @@ VERBS = {
         """\
   from=runs/lm                 the model to start from; init=random takes its architecture untrained, for comparison
   data.train=train.csv         labelled data; also data.valid, data.test (without data.valid a part of train is held out)
-  data.columns.label=topic     which column is what, where guessing is wrong (text, label, tokens, tags)
+  data.columns.label=topic     which column is what, where guessing is wrong (text, label, tokens, tags, text_a, text_b, score,
+                               positives, negative; of a gallery: id, passage)
+  pooling=cls                  how a text's states become one vector, where not as the model has it: mean, cls, max, last, first_last
   data.shots=8                 only so many labels of each class
   optimizer.lr=1e-4            the peak learning rate; left out, it follows from the model's width""",
         """\
   ssl finetune from=runs/lm data.train=train.csv data.test=test.csv run.dir=runs/topic
   ssl finetune task=token_classification from=bert-base-cased data.train=train.conll data.valid=dev.conll data.test=test.conll
+  ssl finetune task=text_similarity from=runs/lm data.train=pairs.csv data.test=sts.csv       # task.loss=none: the model as it is
+  ssl finetune task=text_retrieval from=runs/lm data.train=queries.jsonl data.gallery=passages.jsonl
   ssl finetune task=image_classification from=runs/photos data.train=train/ data.test=test/     # a folder a class
   ssl finetune -m optimizer.lr=1e-5,3e-5,5e-5 seed=0,1 from=runs/lm data.train=train.csv""",
     ),

@@ -123,6 +123,11 @@ def cosent(similarity: Tensor, score: Tensor, scale: float) -> Tensor:
     return torch.cat([gaps.new_zeros(1), gaps[wrong]]).logsumexp(0)
 
 
+def off_diagonal(square: Tensor) -> Tensor:
+    """[N, N] -> [N * (N - 1)]: all but the diagonal."""
+    return square[~torch.eye(len(square), dtype=torch.bool, device=square.device)]
+
+
 def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean of -cos over rows [B, D]; no gradient goes into `target`."""
     return -F.cosine_similarity(predicted.float(), target.detach().float(), dim=-1).mean()

@@ -271,6 +271,89 @@ def test_ndcg_by_hand() -> None:
     assert metrics.mean("mrr", [1, 0.5, 0.25])["mrr"] == pytest.approx(1.75 / 3)
 
 
+# distillation
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, words) -> Path:
+    """A network of another width with another tokenizer: bytes, where the student has word pieces."""
+    torch.manual_seed(3)
+    tokenizer = words[True]
+    sizes = {"layers": 1, "width": 48, "heads": 2, "inner": 64, "positions": 64, "dropout": 0.1}
+    Text(tokenizer, architecture="gpt2", **sizes).base.save_pretrained(tmp_path / "teacher")
+    tokenizer.save(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+@pytest.mark.parametrize("loss", ["mse", "cosine", "relational"])
+def test_what_is_learnt_are_the_teachers_vectors_of_the_texts_themselves(words, teacher, tmp_path: Path, loss) -> None:
+    from transformers import AutoModel
+
+    from sslcli.objectives.distill import Distill
+
+    tokenizer, model = network(words, "bert")
+    objective = Distill(model, tokenizer, teacher=str(teacher), loss=loss, length=64).eval()
+    texts = [SENTENCES[i][0].upper() + "  !" for i in range(6)]  # what word pieces in lower case no longer know
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    writer = Writer(folder, {"ids": np.uint16, "text": np.uint8}, {"ids", "text"})
+    for text in texts:
+        ids, coded = np.array(tokenizer.hf(text)["input_ids"]), np.frombuffer(text.encode(), np.uint8)
+        writer.append(1, {"ids": np.array([len(ids)]), "text": np.array([len(coded)])}, ids=ids, text=coded)
+    writer.finish()
+    batch = objective.read(Store(folder), np.arange(6), chance.keys(0, 0, np.arange(6)))
+    plain = AutoModel.from_pretrained(teacher).eval()
+    with torch.no_grad():
+        goal = torch.stack([plain(**words[True].hf(text, return_tensors="pt")).last_hidden_state[0, -1] for text in texts])
+        ours = model.pool(model.encode(batch), batch)
+        if objective.project is not None:
+            ours = objective.project(ours)
+    if loss == "relational":
+        pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+        near = [[float(F.cosine_similarity(v[i], v[j], dim=0)) for i, j in pairs] for v in (ours, goal)]
+        expected = float(np.mean([(a - b) ** 2 for a, b in zip(*near, strict=True)]))
+    else:
+        expected = float(F.mse_loss(ours, goal) if loss == "mse" else 1 - F.cosine_similarity(ours, goal, dim=-1).mean())
+    output = objective(model, batch)
+    assert float(output.loss) == pytest.approx(expected, rel=1e-3)
+    output.loss.backward()
+    assert all(p.grad is None for p in objective.teacher.network.parameters())
+    assert not any("teacher" in name for name in (*objective.state_dict(), *dict(objective.named_parameters())))
+    objective.receipt(None)
+    with torch.no_grad():
+        next(objective.teacher.network.parameters()).add_(1)
+    with pytest.raises(AssertionError, match="have moved"):
+        objective.receipt(None)
+
+
+def test_a_student_comes_near_its_teacher_and_pairs_are_watched(ssl, corpus: Path, teacher, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "sts.jsonl", scored_pairs(30))
+    words = ["pretrain", "objective=distill", f"data.train={corpus}", "data.pairs=sts.jsonl", *TINY, "optimizer.lr=3e-3"]
+    done = ssl(*words, f"objective.teacher={teacher}", "trainer.steps=40", "trainer.eval_every=10", "run.dir=run")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    watched, near = ([line["valid"][key] for line in lines if "valid" in line] for key in ("spearman", "teacher_cosine"))
+    assert near[-1] > near[0] + 0.1, near
+    assert len(watched) == 4 and done.result["train"]["best_step"] == 10 * (1 + int(np.argmax(watched)))
+    scores = done.result["valid"]
+    assert scores["spearman"] == pytest.approx(max(watched), abs=0.02) and scores["pairs"] == 30
+    receipt = json.loads(Path("run/receipts.json").read_text())["teacher"]
+    assert receipt["parameters"] > 10_000 and receipt["pooling"] == "last"
+    assert not any("teacher" in n for n in names_of(Path("run/checkpoints")))
+    done = ssl(*words, "objective.teacher=nowhere/at/all", "trainer.steps=2", "run.dir=other")
+    assert done.code == 2 and "objective.teacher=nowhere/at/all: no such folder" in done.err
+    done = ssl(*words, "trainer.steps=2", "run.dir=other")
+    assert done.code == 2 and "objective.teacher" in done.err
+
+
+def names_of(root: Path) -> list[str]:
+    from sslcli.checkpoint import newest
+
+    found = newest(root)
+    assert found is not None
+    return [name for file in ("weights", "moments", "buffers") for name in found.tensors(file)]
+
+
 # the verbs
 
 

@@ -16,6 +16,7 @@ from sslcli.models.text import Text
 from sslcli.objectives.causal_lm import CausalLM
 from sslcli.objectives.masked_lm import MaskedLM
 from sslcli.objectives.span_contrastive import SpanContrastive
+from sslcli.schema import Part
 from tests.conftest import SENTENCES, TEXTS, parts
 
 SMALL = {"layers": 2, "width": 32, "heads": 2, "inner": 64, "positions": 64, "dropout": 0.0}
@@ -202,10 +203,16 @@ class TestEveryObjective:
     def made(self, part, words, tmp_path) -> tuple[Objective, Text, Store]:
         decoder = part.cls is CausalLM
         tokenizer, model = network(words, "gpt2" if decoder else "bert")
-        writer = Writer(tmp_path, {"ids": np.uint16}, {"ids"})
+        if "teacher" in part.config:
+            teacher = Text(tokenizer, architecture="bert", **{**SMALL, "width": 48})
+            teacher.base.save_pretrained(tmp_path / "teacher")
+            tokenizer.save(tmp_path / "teacher")
+            part = Part(part.path, part.cls, {**part.config, "teacher": str(tmp_path / "teacher")})
+        writer = Writer(tmp_path, {"ids": np.uint16, "text": np.uint8}, {"ids", "text"})
         for text in [" ".join(s for s, _ in SENTENCES[i % 5 : i % 5 + 4]) for i in range(60)]:
             ids = [*tokenizer.prefix, *tokenizer.hf(text, add_special_tokens=False)["input_ids"], *(tokenizer.suffix or [tokenizer.end])]
-            writer.append(1, {"ids": np.array([len(ids)])}, ids=np.array(ids))
+            coded = np.frombuffer(text.encode(), np.uint8)
+            writer.append(1, {"ids": np.array([len(ids)]), "text": np.array([len(coded)])}, ids=np.array(ids), text=coded)
         writer.finish()
         return part.build(model, tokenizer), model, Store(tmp_path)
 

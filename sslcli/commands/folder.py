@@ -58,14 +58,14 @@ class Folder:
         if prepared.bad:
             self.run.write_lines("bad_records.jsonl", prepared.bad)
         say = self.call.screen.say
-        for split in ("train", "valid", "test", "gallery"):
+        for split in ("train", "valid", "test", "gallery", "pairs"):
             if split in facts:
                 columns = facts["columns"].get(split)
                 shown_columns = "  columns " + ", ".join(f"{r}={c}" for r, c in columns.items()) if columns else ""
                 say(f"{split:5}  {_counts(facts[split])}{shown_columns}")
         if "valid_is" in facts:
             say(f"       valid is {facts['valid_is']}")
-        for split in ("train", "valid", "test", "gallery"):
+        for split in ("train", "valid", "test", "gallery", "pairs"):
             if facts.get(split, {}).get("cut_rows"):
                 f = facts[split]
                 share = f["cut_tokens"] / max(1, f["tokens"] + f["cut_tokens"])
@@ -283,7 +283,7 @@ def _counts(facts: Mapping[str, Any]) -> str:
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
-    for split in ("train", "valid", "test", "gallery"):
+    for split in ("train", "valid", "test", "gallery", "pairs"):
         was, is_ = _by_name(before.get(split, [])), _by_name(now.get(split, []))
         found += [f"{printable(n)} has changed" for n in was if n in is_ and was[n] != is_[n]]
         found += [f"{printable(n)} is gone" for n in was if n not in is_]

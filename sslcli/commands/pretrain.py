@@ -70,10 +70,12 @@ def pretrain(
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, stores["train"], seed)
         valid = _judgeable(goal, stores, call)
-        judge = _judge(goal, backbone, valid, replicas, engine.batch_size, source.watch(processor, valid, stores["train"]))
+        watch = source.watch(processor, valid, stores["train"])
+        judge = _judge(goal, backbone, valid, replicas, engine.batch_size, watch)
+        judged = (goal.rows(valid).count if valid else 0) + getattr(watch, "rows", 0)
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
-        facts = engine.fit(modules, [term], optimizer, judge, goal.rows(valid).count if valid else 0, _steps, folder.resume)
+        facts = engine.fit(modules, [term], optimizer, judge, judged, _steps, folder.resume)
         if call.dry_run:
             return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, ()))
 

@@ -56,7 +56,7 @@ def prepare(
     """
     searching: Any = coder if hasattr(coder, "searched") else None
     for name in ("gallery", "pairs"):
-        if getattr(data, name) is not None and not (searching and name == "gallery"):
+        if getattr(data, name) is not None and not (searching and name == "gallery") and only != "pairs":
             raise BadInput(f"data.{name}: means nothing for this task; leave it out")
     given = labels if labels is not None else data.labels
     readers = {

@@ -14,10 +14,12 @@ from sslcli.augment.text import TextAugment, refuse_rows
 from sslcli.build import check_loaded
 from sslcli.core import Batch
 from sslcli.data import corpus, examples
+from sslcli.data.pairs import PairCoder
 from sslcli.data.store import Store, built
 from sslcli.data.text import Prepared, TextData, texts
 from sslcli.data.tokenizer import Recipe, Tokenizer, sample
 from sslcli.errors import BadCheckpoint, BadInput
+from sslcli.evidence.pairs import PairWatch, transfer
 from sslcli.hf.folder import model_folder
 from sslcli.hf.graph import Graph, text_graph
 from sslcli.hf.heads import AUTO, VocabularyHead, assemble
@@ -30,6 +32,8 @@ PREVIEWED = 10  # texts
 
 
 class Text(TextData, Modality):
+    _scored: Store | None = None  # pairs that are watched
+
     def start(
         self, first: Start, model: Part | None, tokenizer: Part[Recipe] | None, augment: Part[Augment] | None, say: Callable[[str], None]
     ) -> tuple[Tokenizer, Network]:
@@ -112,7 +116,15 @@ class Text(TextData, Modality):
         return said
 
     def corpus(self, processor: Tokenizer, progress: Callable[[int], None], only: str | None = None) -> Prepared:
-        return corpus.prepare(self, processor, progress, only)
+        prepared = corpus.prepare(self, processor, progress, only)
+        if self.pairs is not None and only is None:
+            scored = examples.prepare(self, PairCoder(), processor, processor.length, only="pairs")
+            self._scored = scored.stores["pairs"]
+            prepared.facts |= {"pairs": scored.facts["pairs"]}
+            prepared.facts["columns"] |= scored.facts["columns"]
+            prepared.facts["files"] |= scored.facts["files"]
+            prepared.bad += scored.bad
+        return prepared
 
     def examples(self, coder: Any, processor: Tokenizer, labels: list[str] | None = None, only: str | None = None) -> Prepared:
         return examples.prepare(self, coder, processor, processor.length, labels, only)
@@ -141,6 +153,12 @@ class Text(TextData, Modality):
         if "word" in batch:  # a label a token
             return " ".join(t if y < 0 else f"{t}/{labels[y]}" for t, y in zip(tokens, label[real].tolist(), strict=True))
         return f"{' '.join(tokens)} -> {', '.join(labels[i] for i in label.nonzero().flatten().tolist()) or 'no label'}"
+
+    def watch(self, processor: Tokenizer, valid: Store | None, train: Store) -> PairWatch | None:
+        return PairWatch(self._scored, int(processor.pad or 0)) if self._scored is not None else None
+
+    def transfer(self, model: Any, processor: Tokenizer, train: Store, test: Store) -> dict[str, Any]:
+        return transfer(model, self._scored, int(processor.pad or 0)) if self._scored is not None else {}
 
     def graph(self, folder: Path, kind: str | None, longest: int) -> Graph:
         return text_graph(folder, AUTO.get(kind or ""), longest, read_pooling(folder) if kind == "embedding" else None)
