@@ -66,9 +66,10 @@ class Modality(ABC):
     @abstractmethod
     def has_test(self) -> bool: ...
 
-    def serve(self, goal: type[Objective], config: Mapping[str, Any]) -> None:
-        """What this objective reads of a corpus."""
+    def serving(self, goal: type[Objective], config: Mapping[str, Any]) -> "Modality":
+        """The same, reading of a corpus what this objective needs."""
         self.unlabelled, self.verbatim = goal.columns(config) or self.unlabelled, goal.verbatim
+        return self
 
     @staticmethod
     def prepared(done: int) -> str:

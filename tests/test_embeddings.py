@@ -333,7 +333,7 @@ def test_a_student_comes_near_its_teacher_and_pairs_are_watched(ssl, corpus: Pat
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     watched, near = ([line["valid"][key] for line in lines if "valid" in line] for key in ("spearman", "teacher_cosine"))
-    assert near[-1] > near[0] + 0.1, near
+    assert near[-1] > near[0] + 0.05, near
     assert len(watched) == 4 and done.result["train"]["best_step"] == 10 * (1 + int(np.argmax(watched)))
     scores = done.result["valid"]
     assert scores["spearman"] == pytest.approx(max(watched), abs=0.02) and scores["pairs"] == 30

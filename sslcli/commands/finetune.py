@@ -57,8 +57,7 @@ def finetune(
     call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the examples as it sees them
-        source = data.build(seed)
-        coder = task.cls.coder(task.config)
+        source, coder = data.build(seed), task.cls.coder(task.config)
         first = Start.of(task, from_, coder.columns, seed, dropout, init == "random", pooling)
         processor, backbone = source.start(first, model, tokenizer, augment, call.screen.say)
         prepared = source.examples(coder, processor)

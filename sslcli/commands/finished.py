@@ -59,9 +59,7 @@ class Finished:
 
     def source(self) -> Modality:
         """The data as the run was told of it."""
-        found = self.data.build(self.seed)
-        found.serve(self.part.cls, self.part.config)
-        return found
+        return self.data.build(self.seed).serving(self.part.cls, self.part.config)
 
     @property
     def coder(self) -> Any:

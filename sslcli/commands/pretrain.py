@@ -51,8 +51,7 @@ def pretrain(
         call.refuse_both("from", key, f"from= brings its own {key}")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
-        source = data.build(seed)
-        source.serve(objective.cls, objective.config)
+        source = data.build(seed).serving(objective.cls, objective.config)
         first = Start.of(objective, from_, source.unlabelled, seed, objective.config.get("dropout"), pooling=pooling)
         processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
         prepared = folder.corpus(source, processor)
@@ -71,8 +70,7 @@ def pretrain(
         stream = engine.stream(goal, stores["train"], seed)
         valid = _judgeable(goal, stores, call)
         watch = source.watch(processor, valid, stores["train"])
-        judge = _judge(goal, backbone, valid, replicas, engine.batch_size, watch)
-        judged = (goal.rows(valid).count if valid else 0) + getattr(watch, "rows", 0)
+        judge, judged = _judge(goal, backbone, valid, replicas, engine.batch_size, watch)
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
         facts = engine.fit(modules, [term], optimizer, judge, judged, _steps, folder.resume)
@@ -95,10 +93,11 @@ def pretrain(
 
 def _judge(
     goal: Objective, model: Backbone, valid: Store | None, replicas: World, batch_size: int, watch: Any
-) -> Callable[[], dict[str, Any]] | None:
-    """Held-out losses, and what the features are worth where somebody looks; labels, where there are any, then choose the checkpoint."""
+) -> tuple[Callable[[], dict[str, Any]] | None, int]:
+    """Held-out losses, and what the features are worth where somebody looks; labels, where there are any, then choose the checkpoint.
+    And the rows that are read for it."""
     if valid is None:
-        return None
+        return None, 0
     if watch is not None and watch.metric:
         goal.metric, goal.higher_is_better = watch.metric, True  # type: ignore[misc]
 
@@ -107,7 +106,7 @@ def _judge(
         seen = watch(model) if watch is not None and replicas.leads else {}
         return {**scores, **dict(replicas.gather(list(seen.items()))[0])}
 
-    return judge
+    return judge, goal.rows(valid).count + getattr(watch, "rows", 0)
 
 
 def _judgeable(goal: Objective, stores: dict[str, Store], call: Call) -> Store | None:
