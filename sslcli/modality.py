@@ -66,9 +66,9 @@ class Modality(ABC):
     @abstractmethod
     def has_test(self) -> bool: ...
 
-    def serving(self, goal: type[Objective], config: Mapping[str, Any]) -> "Modality":
+    def serving(self, goal: Part[Any]) -> "Modality":
         """The same, reading of a corpus what this objective needs."""
-        self.unlabelled, self.verbatim = goal.columns(config) or self.unlabelled, goal.verbatim
+        self.unlabelled, self.verbatim = goal.cls.columns(goal.config) or self.unlabelled, goal.cls.verbatim
         return self
 
     @staticmethod

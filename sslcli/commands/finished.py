@@ -59,7 +59,7 @@ class Finished:
 
     def source(self) -> Modality:
         """The data as the run was told of it."""
-        return self.data.build(self.seed).serving(self.part.cls, self.part.config)
+        return self.data.build(self.seed).serving(self.part)
 
     @property
     def coder(self) -> Any:

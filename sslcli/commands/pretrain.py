@@ -51,7 +51,7 @@ def pretrain(
         call.refuse_both("from", key, f"from= brings its own {key}")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
-        source = data.build(seed).serving(objective.cls, objective.config)
+        source = data.build(seed).serving(objective)
         first = Start.of(objective, from_, source.unlabelled, seed, objective.config.get("dropout"), pooling=pooling)
         processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
         prepared = folder.corpus(source, processor)
