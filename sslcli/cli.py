@@ -11,7 +11,7 @@ from typing import Any
 from sslcli import __version__, help
 from sslcli.errors import BadInput, OutOfMemory, Preempted, Refusal, printable
 
-VERBS = ("pretrain", "finetune", "evaluate", "export", "report")
+VERBS = ("pretrain", "finetune", "evaluate", "export", "report", "leaks")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ commands
   evaluate     a finished run, on other data
   export       a finished run, as hf, onnx or torch, checked against the trained model
   report       finished runs, as one HTML page; several are compared
+  leaks        rows that stand in two parts of the data, such as test and train
   completion   shell completion: bash, zsh or fish
 
 first steps (offline, on embedded text, minutes on a laptop)
@@ -95,6 +96,19 @@ VERBS = {
         """\
   ssl export run=runs/topic format=hf out=dist/topic
   ssl export run=runs/topic format=onnx out=dist/topic-onnx""",
+    ),
+    "leaks": (
+        "ssl leaks: rows of one part of the data that stand in another as well: word for word, nearly so, or in long pieces.",
+        (),
+        """\
+  data.train=train.csv         two parts or more: data.unlabelled, data.train, data.valid, data.test
+  data.kind=image              pictures: equal, re-encoded, resized, or cropped by a few per cent
+  data.columns.text=body       which column is what, where guessing is wrong
+  out=leaks                    where leaks.json and pairs.csv go""",
+        """\
+  ssl leaks data.train=train.csv data.test=test.csv
+  ssl leaks data.unlabelled='corpus/*.txt' data.train=train.csv data.test=test.csv out=radar
+  ssl leaks data.kind=image data.train=photos/train data.test=photos/test""",
     ),
     "report": (
         "ssl report: what finished runs came to, as one HTML page that loads nothing. Several runs are compared.",

@@ -18,6 +18,7 @@ from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
 from sslcli.evaluation import calibrate, judge
 from sslcli.evidence.baseline import baseline as cheap
+from sslcli.evidence.leaked import without_leaks
 from sslcli.hf.pooling import Pooling
 from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
@@ -49,6 +50,7 @@ def finetune(
     init: Literal["pretrained", "random"],
     dropout: Annotated[float, Field(ge=0, lt=1)] | None,
     baseline: bool,
+    leaks: bool = True,
     resume: Literal["auto"] | bool,
     plugins: list[str],
     pooling: Pooling | None = None,
@@ -76,8 +78,7 @@ def finetune(
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
         changed = folder.changes(change, stream, seed)
-        moved = Moved(modules)
-        term = Term("task", goal, stream, adversarial.build())
+        moved, term = Moved(modules), Term("task", goal, stream, adversarial.build())
         goal.gallery = _gallery(prepared.stores, "valid", source)
         watch = partial(_judged, goal, backbone, stream, valid, replicas) if valid is not None else None
         facts = engine.fit(modules, [term], optimizer, watch, valid.count if valid else 0, partial(_steps, goal), folder.resume)
@@ -88,7 +89,7 @@ def finetune(
         goal.conclude(modules.eval().model, stream)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **changed, **calibrate(goal, backbone, valid, replicas)}
         folder.save_model(source, backbone, goal, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
-        scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, source, baseline)}
+        scores = {"train": facts, **_scores(goal, backbone, prepared.stores, replicas, folder.run, source, baseline, leaks)}
         if len(scores) > 1:
             folder.pictures(source, goal, backbone, prepared.stores["test" if "test" in scores else "valid"])
         return folder.finish(scores, receipts, HEADLINE)
@@ -114,9 +115,17 @@ def _gallery(stores: Mapping[str, Store], split: str, source: Modality) -> Store
 
 
 def _scores(
-    task: Task, model: Backbone, stores: Mapping[str, Store], replicas: World, run: Run, source: Modality, baseline: bool
+    task: Task,
+    model: Backbone,
+    stores: Mapping[str, Store],
+    replicas: World,
+    run: Run,
+    source: Modality,
+    baseline: bool,
+    leaks: bool,
 ) -> dict[str, Any]:
-    """Of every held-out split, and of what a cheap method makes of the same labels; predictions.jsonl is of the last split."""
+    """Of every held-out split, of what a cheap method makes of the same labels, and of the last split without rows that were trained on;
+    predictions.jsonl is of that split."""
     splits = [split for split in ("valid", "test") if split in stores]
     scores: dict[str, Any] = {}
     for split in splits:
@@ -126,6 +135,8 @@ def _scores(
         run.write_lines("index.jsonl", lines)
     if baseline and splits and replicas.leads:
         scores["baseline"] = cheap(task, stores["train"], stores[splits[-1]])
+    if leaks and splits and replicas.leads:
+        scores |= without_leaks(task, stores["train"], stores[splits[-1]], splits[-1], run.dir / "predictions.jsonl")
     return scores
 
 

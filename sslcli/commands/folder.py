@@ -15,8 +15,10 @@ from sslcli.commands import Call
 from sslcli.data.text import Prepared
 from sslcli.distributed import World
 from sslcli.errors import BadInput, printable
+from sslcli.evidence import leaked
 from sslcli.log import duration, shown
 from sslcli.modality import Modality, Processor
+from sslcli.report import page
 from sslcli.report.curves import draw_reliability, draw_robustness
 from sslcli.robustness import robustness, show
 from sslcli.run import Run, storage
@@ -193,10 +195,13 @@ class Folder:
             if scores.get(split, {}).get("report"):
                 self._per_class(split, scores[split]["report"])
                 break
+        if owed := leaked.sentence(scores, headline):
+            self.call.screen.warn(owed)
         if self.call.dry_run:
             self.call.screen.say(NOTHING_KEPT)
             return scores
-        self._pages()
+        if self.run.writes:
+            self._pages()
         for name in ("report.html", "model", "metrics.json", "predictions.jsonl", *self.drawn):
             if (self.run.dir / name).exists():
                 self.call.screen.say(f"{name:18} {self.run.dir / name}")
@@ -204,12 +209,8 @@ class Folder:
 
     def _pages(self) -> None:
         """report.html, and the card of the model. A run that is done does not fail because it could not be described."""
-        if not self.run.writes:
-            return
         try:
-            from sslcli.report.page import beside
-
-            beside(self.run.dir)
+            page.beside(self.run.dir)
         except Exception as error:
             self.call.screen.warn(f"report.html: not drawn: {printable(error)}; ssl report run={printable(self.run.dir)} tries again")
 

@@ -68,11 +68,10 @@ def _against_start(figures: Figures, key: str) -> Html | None:
 
 def _leaked(figures: Figures, key: str) -> Html | None:
     found = figures.record.metrics.get("leaks")
-    count = number(found.get("rows")) if isinstance(found, dict) else None
-    if count is None:
+    if not isinstance(found, dict) or not number(found.get("rows")):
         return None
-    score = figures.figure("test_without_leaks", key)
-    return figures.words("leaks", count=figures.figure("leaks", "rows"), score=score) if count and score else None
+    score = figures.figure(f"{found.get('of')}_without_leaks", key)
+    return figures.words("leaks", count=figures.figure("leaks", "rows"), score=score) if score else None
 
 
 def _beside_each_other(figures: Figures, split: str, key: str) -> Html:
