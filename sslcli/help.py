@@ -55,7 +55,7 @@ VERBS = {
     ),
     "finetune": (
         "ssl finetune: one task over labelled examples, from a pretraining run, a model folder or a hub name.",
-        ("data", "tokenizer", "augment", "model", "task", "adversarial", "optimizer", "trainer", "experiment"),
+        ("data", "tokenizer", "augment", "model", "task", "peft", "adversarial", "optimizer", "trainer", "experiment"),
         """\
   from=runs/lm                 the model to start from; init=random takes its architecture untrained, for comparison
   data.train=train.csv         labelled data; also data.valid, data.test (without data.valid a part of train is held out)

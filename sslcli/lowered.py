@@ -39,22 +39,28 @@ class _Normalise(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, gain, bias, mean, scale = ctx.saved_tensors
         grad = grad.contiguous()
         back = torch.ops.aten.native_layer_norm_backward(grad, x, gain.shape, mean, scale, gain, bias, [True, False, False])[0]
+        _, gains, shifts, _ = ctx.needs_input_grad
+        if not gains and not shifts:
+            return back, None, None, None  # frozen
         wide = grad.float()
         rows = tuple(range(grad.ndim - 1))
-        normal = x.float().sub_(mean).mul_(scale).mul_(wide)
-        return back, normal.sum(rows).to(gain.dtype), None if bias is None else wide.sum(rows).to(bias.dtype), None
+        slope = x.float().sub_(mean).mul_(scale).mul_(wide).sum(rows).to(gain.dtype) if gains else None
+        return back, slope, wide.sum(rows).to(gain.dtype) if shifts else None, None
 
 
 class Lowered:
-    """The parameters of `modules` lowered in place; `masters` [fp32] are what an optimizer moves and what gradients are summed in."""
+    """The parameters of `modules` lowered in place; `masters` [fp32] are what an optimizer moves and what gradients are summed in. Frozen
+    ones have no master, only their old values, which come back in the end."""
 
     def __init__(self, modules: nn.Module, weights: Sequence[Tensor], precision: torch.dtype):
         self.masters = [w.detach().clone().float() for w in weights]
         on_cpu = bool(weights) and weights[0].device.type == "cpu"
+        learning = {id(w) for w in weights}
+        self.frozen = [(p, p.data) for p in modules.parameters() if id(p) not in learning]
         for parameter in modules.parameters():  # buffers stay: rotary frequencies do not survive bf16
             parameter.data = parameter.data.to(precision)
         self.hooks = [w.register_post_accumulate_grad_hook(partial(_add, m)) for w, m in zip(weights, self.masters, strict=True)]
@@ -76,6 +82,10 @@ class Lowered:
         """Gradients stay where they come from, and modules are the library's again; the weights are the caller's to set."""
         for handle in self.hooks:
             handle.remove()
+        for parameter, old in self.frozen:
+            if not torch.equal(parameter.data, old.to(parameter.device, parameter.dtype)):
+                raise AssertionError("training moved a frozen weight")
+            parameter.data = old.to(parameter.device)
         for module in self.replaced:
             del module.forward
 

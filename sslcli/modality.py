@@ -89,8 +89,8 @@ class Modality(ABC):
         """The same of labelled examples; `labels`: those of a trained model, to be kept."""
 
     @abstractmethod
-    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: Any) -> tuple[Any, Any]:
-        """(Processor, Backbone) out of a finished run's `model/`, for this objective."""
+    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: Any, native: bool = True) -> tuple[Any, Any]:
+        """(Processor, Backbone) out of a finished run's `model/`, for this objective. `native`: with the head in it."""
 
     @abstractmethod
     def save(self, folder: Path, model: Any, head: nn.Module | None, processor: Any, labels: Sequence[str] | None, multi: bool) -> None:
@@ -129,8 +129,8 @@ class Modality(ABC):
         return [], None
 
     @abstractmethod
-    def graph(self, folder: Path, kind: str | None, longest: int) -> Any:
-        """A finished model as a function of tensors (hf.graph.Graph), for exports."""
+    def graph(self, folder: Path, kind: str | None, longest: int, module: nn.Module | None = None) -> Any:
+        """A finished model as a function of tensors (hf.graph.Graph), for exports; `module`: where the folder alone is not all of it."""
 
     @abstractmethod
     def sample(self, run: Path, count: int, processor: Any, coder: Any) -> Iterator[tuple[Batch, tuple[Tensor, ...], list[Any]]]:

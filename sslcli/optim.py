@@ -68,6 +68,8 @@ class Optimizer:
         self.average = [m.detach().clone() for m in self.masters] if ema else []
         groups = _groups(self.names, self.masters, weight_decay, layer_decay)
         self.engines = _engines(kind, groups, self.names, self.masters, self.lr, betas)
+        tuned = getattr(getattr(modules, "model", None), "tuned", None)  # hf.tuning.Peft
+        self.tuned = tuned if tuned is not None and tuned.steers else None
         self.live = [True] * len(self.masters)  # which had a gradient when there last were any
         self.refused = torch.zeros((), device=self.masters[0].device)  # steps with non-finite gradients, which moved nothing
 
@@ -76,6 +78,8 @@ class Optimizer:
         self._join(world)
         grads = [m.grad for m in self.masters if m.grad is not None]
         world.reduce(grads)
+        if self.tuned is not None:
+            self.tuned.before_step(dict(zip(self.names, self.masters, strict=True)))
         norm = torch.nn.utils.get_total_norm(grads, foreach=True)
         bad = (~torch.isfinite(norm)).float()
         self.refused += bad
@@ -117,6 +121,8 @@ class Optimizer:
         for engine in self.engines:
             engine.found_inf, engine.grad_scale = bad, divisor
             engine.step()
+        if self.tuned is not None and not bad.item():
+            self.tuned.after_step(dict(zip(self.names, self.masters, strict=True)), step + 1, self.steps)
         if self.low:
             torch._foreach_copy_(self.weights, self.masters)
         if self.average:
@@ -194,9 +200,8 @@ class Optimizer:
     @torch.no_grad()
     def release(self, weights: dict[str, Tensor]) -> None:
         """End of training: the modules hold these weights, in fp32 again, and nothing else is kept."""
-        for parameter in self.modules.parameters():
-            parameter.data = parameter.data.float()
         for name, weight in zip(self.names, self.weights, strict=True):
+            weight.data = weight.data.float()
             weight.copy_(weights[name])
         if self.lowered:
             self.lowered.undo()
@@ -205,12 +210,12 @@ class Optimizer:
 
 def default_lr(modules: nn.Module, kind: str) -> float:
     """A peak rate for the width at hand: narrow networks take and need larger steps (Yang et al. 2022), fresh weights larger ones than
-    pretrained ones. Measured points: README."""
+    pretrained ones, and what is put into a frozen network the largest (hf.tuning.Peft.rate). Measured points: README."""
     model = getattr(modules, "model", None)
     width, pretrained = getattr(model, "dim", 768), getattr(model, "loaded", {}).get("tensors", 0) > 0
     fresh = max((getattr(m, "lr_times_width", 0.0) for m in modules.children()), default=0.0) or 0.13
     tuned = min((getattr(m, "tuned_times_width", 0.04) for m in modules.children()), default=0.04)
-    rate = min(3e-3, (tuned if pretrained else fresh) / width)
+    rate = min(3e-3, (tuned if pretrained else fresh) / width) * getattr(getattr(model, "tuned", None), "rate", 1.0)
     return rate * {"adamw": 1.0, "adam": 1.0, "lion": 0.1, "muon": 1.0, "sgd": 100.0}[kind]
 
 

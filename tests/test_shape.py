@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sslcli"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ("objectives", "tasks", "adversarial", "exports")
+ROOMS = ("objectives", "tasks", "adversarial", "exports", "peft")
 # what a method may know: the names, and pure functions
 BELOW_METHODS = ("core", "calibration", "classifiers", "losses", "frozen", "heads", "teacher", "metrics", "data", "errors", "hf")
 READING_PATH = ("cli", "config", "core", "trainer", "adversarial/plain", "checkpoint", "distributed")
@@ -43,7 +43,7 @@ def test_imports_point_down(path: Path) -> None:
     if room in ROOMS and path.stem != "__init__":
         allowed = {u for u in used if u.split(".")[0] in BELOW_METHODS}
         assert used == allowed, f"a method imports only {BELOW_METHODS}, not {sorted(used - allowed)}"
-    for method in ("objectives", "tasks", "exports"):
+    for method in ("objectives", "tasks", "exports", "peft"):
         assert not any(u.split(".")[0] == method for u in used), "nothing imports a method by name: configuration names it"
     if room not in ("commands", "cli.py", "__main__.py"):
         assert not any(u.split(".")[0] in ("commands", "cli") for u in used), "only the command line imports commands"

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from sslcli import device
 from sslcli.build import Modules
 from sslcli.commands import Call
-from sslcli.commands.finetune import HEADLINE as TASK_SCORES
 from sslcli.commands.finished import Finished
 from sslcli.commands.folder import claimed
+from sslcli.commands.judging import HEADLINE as TASK_SCORES
 from sslcli.commands.pretrain import HEADLINE as CORPUS_SCORES
 from sslcli.data.text import Role, Where
 from sslcli.distributed import world

@@ -15,6 +15,7 @@ from sslcli.commands.finished import Finished
 from sslcli.commands.folder import NOTHING_KEPT
 from sslcli.core import Export
 from sslcli.errors import BadCheckpoint, BadInput, printable
+from sslcli.hf.graph import Through
 from sslcli.run import storage
 from sslcli.schema import find
 
@@ -36,7 +37,8 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
         # write it, then run what was written
         exported = kind()
         head = "embedding" if finished.goal.embeds else finished.goal.head_kind
-        graph = source.graph(finished.dir / "model", head, finished.processor.length)
+        module = None if finished.whole else Through(finished.model, finished.goal)
+        graph = source.graph(finished.dir / "model", head, finished.processor.length, module)
         exported.write(graph, making)
         own = source.sample(finished.dir, rows, finished.processor, finished.coder)
         agreement = _compare(finished, exported.open(graph, making), own)

@@ -14,6 +14,7 @@ from sslcli.build import Modules
 from sslcli.calibration import Calibration
 from sslcli.commands.finetune import finetune
 from sslcli.commands.pretrain import pretrain
+from sslcli.commands.tuned import reopened
 from sslcli.core import Batch, Objective, Task
 from sslcli.errors import BadCheckpoint, printable
 from sslcli.modality import Modality
@@ -34,6 +35,7 @@ class Finished:
     facts: dict[str, Any]
     labels: list[str]
     part: Part[Objective]
+    whole: bool = True  # model/ is all of it; else there is an adapter beside
 
     @classmethod
     def open(cls, folder: Path, plugins: Sequence[str]) -> "Finished":
@@ -46,16 +48,16 @@ class Finished:
         except (OSError, ValueError) as error:
             raise BadCheckpoint(f"{printable(folder / 'data.json')}: missing or damaged; finish the run with resume=auto") from error
         part = parts["task" if verb == "finetune" else "objective"]
-        processor, model = parts["data"].build(parts["seed"]).reopen(folder, part, int(facts["row_length"]), parts["augment"])
-        goal = part.build(model, processor, *((facts["labels_in_order"], facts) if verb == "finetune" else ()))
-        if getattr(model, "head_state", None) is not None:  # a head that is kept beside the network
-            goal.head.load_state_dict(model.head_state)
+        labels = facts["labels_in_order"] if verb == "finetune" else None
+        source, length = parts["data"].build(parts["seed"]), int(facts["row_length"])
+        processor, model, goal = reopened(parts.get("peft"), part, source, folder, length, parts["augment"], labels, facts)
         if isinstance(goal, Task) and goal.classifies:
             goal.calibration = Calibration.load(folder / "model", goal.labels)
         Modules(model, goal=goal).eval()
         size = parts["trainer"].config["batch_size"] or goal.batch_size
-        labels = facts.get("labels_in_order", [])
-        return cls(folder, verb, parts["data"], parts["seed"], size, processor, model, goal, facts, labels, part)
+        whole = parts.get("peft") is None or parts["peft"].cls.merges
+        known = facts.get("labels_in_order", [])
+        return cls(folder, verb, parts["data"], parts["seed"], size, processor, model, goal, facts, known, part, whole)
 
     def source(self) -> Modality:
         """The data as the run was told of it."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from sslcli import checkpoint, device
 from sslcli.commands import Call
+from sslcli.commands.told import changed, counts
 from sslcli.data.text import Prepared
 from sslcli.distributed import World
 from sslcli.errors import BadInput, printable
@@ -52,9 +53,9 @@ class Folder:
         path, facts = self.run.dir / "data.json", prepared.facts
         if self.resume and path.exists() and not source.allow_changed:
             before = json.loads(path.read_text(encoding="utf-8"))
-            changed = _changed(before.get("files", {}), facts["files"])
-            if changed:
-                what = f"the data is not what {printable(self.run.dir)} was trained on: {'; '.join(changed[:5])}"
+            differing = changed(before.get("files", {}), facts["files"])
+            if differing:
+                what = f"the data is not what {printable(self.run.dir)} was trained on: {'; '.join(differing[:5])}"
                 raise BadInput(f"{what}; data.allow_changed=true goes on with it")
         self.run.write("data.json", {**facts, "row_length": row_length, "labels_in_order": prepared.labels})
         if prepared.bad:
@@ -64,7 +65,7 @@ class Folder:
             if split in facts:
                 columns = facts["columns"].get(split)
                 shown_columns = "  columns " + ", ".join(f"{r}={c}" for r, c in columns.items()) if columns else ""
-                say(f"{split:5}  {_counts(facts[split])}{shown_columns}")
+                say(f"{split:5}  {counts(facts[split])}{shown_columns}")
         if "valid_is" in facts:
             say(f"       valid is {facts['valid_is']}")
         for split in ("train", "valid", "test", "gallery", "pairs"):
@@ -98,7 +99,7 @@ class Folder:
         self.call.screen.say(f"augment  {measured} (of the first epoch){f'; {change.said}' if change.said else ''}")
         return {"augment": found}
 
-    def model(self, model: Any, processor: Processor, sizes: Mapping[str, int]) -> None:
+    def model(self, model: Any, processor: Processor, sizes: Mapping[str, int], more: str | None = None) -> None:
         loaded = model.loaded
         origin = (
             f"{loaded['tensors']} of {loaded['of']} tensors from {loaded['from']}, {len(loaded['new'])} new"
@@ -106,6 +107,8 @@ class Folder:
             else "untrained"
         )
         self.call.screen.say(f"model  {model.family}, {sizes['parameters'] / 1e6:,.1f}M parameters ({origin}), {processor.said}")
+        if more:
+            self.call.screen.say(more)
 
     def save_model(
         self,
@@ -270,31 +273,3 @@ def claimed(call: Call, run: Run, resume: bool) -> Iterator[Folder]:
         call.screen.detail(f"{printable(run.dir)}: nothing to resume; a new run begins")
     with run.claim(call.config_yaml, resume) as mine:
         yield Folder(mine, call, resume)
-
-
-def _counts(facts: Mapping[str, Any]) -> str:
-    if "documents" in facts:
-        unknown = f", {facts['unknown'] / max(1, facts['tokens']):.2%} unknown" if facts["unknown"] else ""
-        return f"{facts['documents']:,} documents, {facts['bytes'] / 1e6:,.1f} MB, {facts['tokens']:,} tokens{unknown}"
-    labels = f", {len(facts['per_label'])} labels" if facts.get("per_label") else ""
-    if "pixels" in facts:
-        return f"{facts['examples']:,} pictures{labels}"
-    return f"{facts['examples']:,} examples{labels}, {facts['tokens']:,} tokens"
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found = []
-    for split in ("train", "valid", "test", "gallery", "pairs"):
-        was, is_ = _by_name(before.get(split, [])), _by_name(now.get(split, []))
-        found += [f"{printable(n)} has changed" for n in was if n in is_ and was[n] != is_[n]]
-        found += [f"{printable(n)} is gone" for n in was if n not in is_]
-        found += [f"{printable(n)} is new" for n in is_ if n not in was]
-    return found
-
-
-def _by_name(files: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Files of one name may lie in several folders: their hashes, in order."""
-    found: dict[str, list[str]] = {}
-    for file in files:
-        found.setdefault(file["file"], []).append(file["sha256"])
-    return found

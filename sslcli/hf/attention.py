@@ -5,11 +5,12 @@ two batched products with a softmax between them: 11 ms), so short sequences tak
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -61,6 +62,10 @@ def attend(
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
+    if (prefix := module.__dict__.get("prefix")) is not None:
+        key, value, attention_mask = _prefixed(
+            prefix, key, value, attention_mask, options.get("is_causal", getattr(module, "is_causal", False))
+        )
     short = query.shape[2] <= LONGEST and key.shape[2] <= LONGEST
     plain = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[1] == key.shape[1]
     causal = options.get("is_causal", getattr(module, "is_causal", False))
@@ -77,6 +82,19 @@ def _attend(
     weights = torch.softmax(scores, -1)
     weights = dropout(weights, options.get("dropout", 0.0), module.training)
     return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def _prefixed(
+    prefix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], key: Tensor, value: Tensor, mask: Tensor | None, sees_all: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values with a module's learnt ones before them, which every query sees (peft=prefix)."""
+    length = key.shape[2]
+    if mask is None and not sees_all and length > 1:
+        mask = torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
+    key, value = prefix(key, value)
+    if mask is not None:
+        mask = F.pad(mask, (key.shape[2] - length, 0), value=1 if mask.dtype == torch.bool else 0)
+    return key, value, mask
 
 
 def _mask(*arguments: Any, **options: Any) -> Tensor | None:

@@ -57,9 +57,24 @@ def said(output: Any, mask: Tensor | None, pooling: str | None) -> Tensor:
     return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
-def text_graph(model: Path, auto: Any, longest: int, pooling: str | None = None) -> Graph:
+class Through(nn.Module):
+    """A network and a task of ours: (input_ids, attention_mask) or (pixel_values) -> the task's logits."""
+
+    def __init__(self, model: Any, goal: Any):
+        super().__init__()
+        self.model, self.goal = model, goal
+        if hasattr(model, "packing"):
+            model.packing = False  # a program has one path
+
+    def forward(self, first: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.goal.logits(self.model, {"pixels": first} if mask is None else {"ids": first, "mask": mask.bool()})
+
+
+def text_graph(model: Path, auto: Any, longest: int, pooling: str | None = None, module: nn.Module | None = None) -> Graph:
+    """`module`: the network where `model` alone is not all of it."""
     example = (torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long))
     shape = {0: Dim("batch", min=1, max=4096), 1: Dim("length", min=2, max=longest)}
     names = ["input_ids", "attention_mask"]
     beside = ("tokenizer.json", "tokenizer_config.json", "calibration.json")
-    return Graph(Plain(model, auto, pooling), example, (shape, shape), names, model, auto or AutoModel, beside, pooling)
+    known = None if module is not None else auto or AutoModel
+    return Graph(module or Plain(model, auto, pooling), example, (shape, shape), names, model, known, beside, pooling)

@@ -32,7 +32,7 @@ def screen(folder: Path) -> None:
     if not weights:
         raise BadCheckpoint(f"{printable(folder)}: no *.safetensors weights in it")
     for path in weights:
-        _check_header(path)
+        check_header(path)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         named = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
@@ -53,7 +53,7 @@ def _refuse_code(path: Path, values: Any, depth: int = 0) -> None:
         _refuse_code(path, value, depth + 1)
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
     """safetensors has no checksum, but its header must account for every byte."""
     size = path.stat().st_size
     with path.open("rb") as file:

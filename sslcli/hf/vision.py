@@ -219,13 +219,15 @@ class _Whole(nn.Module):
         return hidden if self.layer is None else self.layer(self.model.pool(hidden, batch))
 
 
-def vision_graph(folder: Path, kind: str | None) -> Graph:
-    """A delivered model, for exports: batch size free. No class of transformers where it is ours alone, or its head is."""
+def vision_graph(folder: Path, kind: str | None, module: nn.Module | None = None) -> Graph:
+    """A delivered model, for exports: batch size free. No class of transformers where it is ours alone, or its head is, or where the
+    folder is not all of it (`module` is)."""
     processor = Pixels.load(folder)
     model = vision_backbone(folder).load(folder, kind, None, native=True)
     auto: Any = AutoModelForImageClassification if model.head_state is not None else AutoModel
-    if settings(folder)["model_type"] == OWN or (folder / HEAD).is_file():
+    if settings(folder)["model_type"] == OWN or (folder / HEAD).is_file() or module is not None:
         auto = None
     example = (torch.zeros(2, processor.channels, processor.size, processor.size),)
     free = ({0: Dim("batch", min=1, max=4096)},)
-    return Graph(_Whole(model).eval(), example, free, ("pixel_values",), folder, auto, ("preprocessor_config.json", "calibration.json"))
+    beside = ("preprocessor_config.json", "calibration.json")
+    return Graph((module or _Whole(model)).eval(), example, free, ("pixel_values",), folder, auto, beside)

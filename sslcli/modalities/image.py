@@ -66,10 +66,10 @@ class Image(ImageData, Modality):
     def examples(self, coder: Any, processor: Pixels, labels: list[str] | None = None, only: str | None = None) -> Prepared:
         return image_store.examples(self, coder, processor, labels, only)
 
-    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: Part[Augment] | None) -> tuple[Pixels, Any]:
+    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: Part[Augment] | None, native: bool = True) -> tuple[Pixels, Any]:
         model = folder / "model"
         views = _augment(augment, getattr(goal.cls, "least_views", 1)) if augment is not None else None
-        return Pixels.load(model, views), vision_backbone(model).load(model, goal.cls.starts_from(goal.config), None, native=True)
+        return Pixels.load(model, views), vision_backbone(model).load(model, goal.cls.starts_from(goal.config), None, native=native)
 
     def save(self, folder: Path, model: Any, head: nn.Module | None, processor: Pixels, labels: Sequence[str] | None, multi: bool) -> None:
         model.save(folder, head, list(labels) if labels else None, multi)
@@ -109,8 +109,8 @@ class Image(ImageData, Modality):
     def album(self, run: Path, goal: Any, model: Any, store: Store) -> tuple[list[str], str | None]:
         return album(run, goal, model, store)
 
-    def graph(self, folder: Path, kind: str | None, longest: int) -> Graph:
-        return vision_graph(folder, kind)
+    def graph(self, folder: Path, kind: str | None, longest: int, module: nn.Module | None = None) -> Graph:
+        return vision_graph(folder, kind, module)
 
     def sample(
         self, run: Path, count: int, processor: Pixels, coder: Any

@@ -129,10 +129,10 @@ class Text(TextData, Modality):
     def examples(self, coder: Any, processor: Tokenizer, labels: list[str] | None = None, only: str | None = None) -> Prepared:
         return examples.prepare(self, coder, processor, processor.length, labels, only)
 
-    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: None) -> tuple[Tokenizer, Network]:
+    def reopen(self, folder: Path, goal: Part[Any], length: int, augment: None, native: bool = True) -> tuple[Tokenizer, Network]:
         words = Tokenizer.load(model_folder(str(folder)))
         words.length = length
-        return words, Network.load(folder / "model", goal.cls.starts_from(goal.config), None, native=True)
+        return words, Network.load(folder / "model", goal.cls.starts_from(goal.config), None, native=native)
 
     def save(
         self, folder: Path, model: Network, head: nn.Module | None, processor: Tokenizer, labels: Sequence[str] | None, multi: bool
@@ -160,8 +160,8 @@ class Text(TextData, Modality):
     def transfer(self, model: Any, processor: Tokenizer, train: Store, test: Store) -> dict[str, Any]:
         return transfer(model, self._scored, int(processor.pad or 0)) if self._scored is not None else {}
 
-    def graph(self, folder: Path, kind: str | None, longest: int) -> Graph:
-        return text_graph(folder, AUTO.get(kind or ""), longest, read_pooling(folder) if kind == "embedding" else None)
+    def graph(self, folder: Path, kind: str | None, longest: int, module: nn.Module | None = None) -> Graph:
+        return text_graph(folder, AUTO.get(kind or ""), longest, read_pooling(folder) if kind == "embedding" else None, module)
 
     def sample(
         self, run: Path, count: int, processor: Tokenizer, coder: Any

@@ -1,0 +1,36 @@
+"""What is told of the data that a run reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sslcli.errors import printable
+
+
+def counts(facts: Mapping[str, Any]) -> str:
+    """A split in a line."""
+    if "documents" in facts:
+        unknown = f", {facts['unknown'] / max(1, facts['tokens']):.2%} unknown" if facts["unknown"] else ""
+        return f"{facts['documents']:,} documents, {facts['bytes'] / 1e6:,.1f} MB, {facts['tokens']:,} tokens{unknown}"
+    labels = f", {len(facts['per_label'])} labels" if facts.get("per_label") else ""
+    if "pixels" in facts:
+        return f"{facts['examples']:,} pictures{labels}"
+    return f"{facts['examples']:,} examples{labels}, {facts['tokens']:,} tokens"
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the files of two data.json."""
+    found = []
+    for split in ("train", "valid", "test", "gallery", "pairs"):
+        was, is_ = _by_name(before.get(split, [])), _by_name(now.get(split, []))
+        found += [f"{printable(n)} has changed" for n in was if n in is_ and was[n] != is_[n]]
+        found += [f"{printable(n)} is gone" for n in was if n not in is_]
+        found += [f"{printable(n)} is new" for n in is_ if n not in was]
+    return found
+
+
+def _by_name(files: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Files of one name may lie in several folders: their hashes, in order."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        found.setdefault(file["file"], []).append(file["sha256"])
+    return found
