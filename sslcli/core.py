@@ -29,7 +29,7 @@ Prediction: TypeAlias = dict[str, Any]
 class Output:
     loss: Tensor  # scalar, mean over `batch["weight"]` examples or tokens
     logs: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, detached, on the device: the loop never waits for them
-    logits: Tensor | None = None  # what SMART and VAT compare between the clean and the perturbed pass
+    logits: Tensor | None = None  # [N, ..., C]: distributions, one for each thing that `loss` is a mean over; what SMART and VAT compare
 
 
 class Backbone(nn.Module, ABC):
@@ -170,18 +170,36 @@ class Task(Objective, ABC):
 
 
 class Noise(Protocol):
-    """The place where an adversary perturbs: `model.embedding`'s output, through a hook, or the input itself."""
+    """Where an adversary perturbs, and by how much so far: zero when a batch comes. Each example has noise of its own, which every later
+    pass over the batch adds. Sizes are in units of what is perturbed (noise.py): 0.1 is a tenth of it."""
 
-    def __call__(self, delta: Tensor | None) -> None: ...
+    def feel(self, loss: Tensor) -> None:
+        """Back-propagate `loss` into the noise alone. A loss that the loop has back-propagated was felt as well."""
+
+    def follow(self, size: float, steepest: bool = True) -> None:
+        """Take a step of that size along the gradient that was felt, in the adversary's norm; not `steepest`: along the gradient itself,
+        its largest value made `size`."""
+
+    def point(self, size: float) -> None:
+        """The same from zero: whatever was there is forgotten."""
+
+    def draw(self, size: float) -> None:
+        """Random directions, of that size."""
+
+    def within(self, radius: float) -> None:
+        """Back to the nearest noise that is no larger than `radius`."""
+
+    def logits(self, output: Output) -> Tensor:
+        """Those of a pass; a BadInput where the objective has none."""
 
 
 class Adversary(Protocol):
-    """A generator of losses around one term. The loop back-propagates each output before asking for the next, so an adversary may
-    read the gradient that the last one left in its noise."""
+    """A generator of losses around one term; their gradients are summed. `forward` is a pass with the noise as it is, the first one clean,
+    all with the same dropout. The loop back-propagates each output before asking for the next."""
 
     room: ClassVar[str] = "adversarial"
 
-    def __call__(self, forward: Callable[[], Output], noise: Noise | None) -> Iterator[Output]: ...
+    def __call__(self, forward: Callable[[], Output], noise: Noise) -> Iterator[Output]: ...
 
 
 class Export(Protocol):

@@ -212,3 +212,15 @@ def settle(parameters: Sequence[Tensor], loss: Callable[[], Tensor], decay: floa
 
     engine.step(closure)
     engine.zero_grad()
+
+
+def divergence(clean: Tensor, other: Tensor) -> Tensor:
+    """KL(p || q) of the distributions over the last axis, p of the logits `clean` and q of `other`: the mean over all else."""
+    p, q = F.log_softmax(clean.float(), -1), F.log_softmax(other.float(), -1)
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def symmetric_divergence(clean: Tensor, other: Tensor) -> Tensor:
+    """KL(p || q) + KL(q || p), which is the sum of (p - q) * (log p - log q)."""
+    p, q = F.log_softmax(clean.float(), -1), F.log_softmax(other.float(), -1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1).mean()

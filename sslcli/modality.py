@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from sslcli.core import Backbone, Batch
+from sslcli.core import Backbone, Batch, Objective
 from sslcli.errors import BadInput
 from sslcli.schema import Part
 
@@ -35,6 +35,7 @@ class Start:
     random: bool = False  # the architecture of `source` with untrained weights
     views: int = 1  # of a picture that are used
     pooling: str | None = None  # of a text's states to one vector, where not as the model has it
+    beside: str | None = None  # the pretrained head that a second, self-supervised loss borrows
 
     @classmethod
     def of(
@@ -46,16 +47,18 @@ class Start:
         dropout: float | None = None,
         random: bool = False,
         pooling: str | None = None,
+        second: Part[Objective] | None = None,
     ) -> "Start":
         head, length, views = goal.cls.starts_from(goal.config), goal.cls.row_length, getattr(goal.cls, "least_views", 1)
-        return cls(source, head, length, columns, seed, dropout, random, views, pooling)
+        beside = second.cls.starts_from(second.config) if second else None
+        return cls(source, head, length, columns, seed, dropout, random, views, pooling, beside)
 
 
 class Modality(ABC):
     """The `data` node: what a user said about data of one kind, and how that kind becomes batches, networks and files."""
 
     room: ClassVar[str] = "modalities"
-    unlabelled: Sequence[str]  # roles that are read of a corpus
+    corpus_roles: Sequence[str]  # that are read of a corpus
     verbatim: bool  # whether its text is kept beside its tokens
     seed: int
     valid: Any
@@ -68,7 +71,7 @@ class Modality(ABC):
 
     def serving(self, goal: Part[Any]) -> "Modality":
         """The same, reading of a corpus what this objective needs."""
-        self.unlabelled, self.verbatim = goal.cls.columns(goal.config) or self.unlabelled, goal.cls.verbatim
+        self.corpus_roles, self.verbatim = goal.cls.columns(goal.config) or self.corpus_roles, goal.cls.verbatim
         return self
 
     @staticmethod
@@ -82,7 +85,12 @@ class Modality(ABC):
 
     @abstractmethod
     def corpus(self, processor: Any, progress: Callable[[int], None], only: str | None = None) -> Any:
-        """Unlabelled stores by split (data.text.Prepared); `only`: the one split that is wanted."""
+        """Unlabelled stores by split (data.text.Prepared); `only`: the one split that is wanted, or "unlabelled": what data.unlabelled
+        names, without it all inputs of data.train, a held-out part of which may be among them (its labels are not)."""
+
+    @abstractmethod
+    def beside(self, processor: Any, second: type[Objective], augment: Any) -> Any:
+        """The processor of a self-supervised loss in a run whose task has this one: rows or views as that loss wants them."""
 
     @abstractmethod
     def examples(self, coder: Any, processor: Any, labels: list[str] | None = None, only: str | None = None) -> Any:

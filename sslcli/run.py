@@ -73,6 +73,11 @@ class Run:
             with storage(self.dir), (self.dir / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What `append` has written, where this process writes."""
+        path = self.dir / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if self.writes and path.exists() else []
+
     def forget_after(self, name: str, step: int) -> None:
         """Drop the lines of a metrics file that a resumed run is about to write again (and a half-written last one)."""
         path = self.dir / name

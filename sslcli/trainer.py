@@ -10,16 +10,20 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslcli import device
+from sslcli.backward import Backward, hostility
+from sslcli.build import Modules
 from sslcli.core import Batch, Objective, Term
 from sslcli.data.store import Store
 from sslcli.data.stream import Stream, to_device
 from sslcli.distributed import World
 from sslcli.dropout import quicken
-from sslcli.errors import BadInput, Diverged, OutOfMemory, Preempted
+from sslcli.errors import BadInput, Diverged, Preempted
+from sslcli.joint import Balance
 from sslcli.log import Bar, Screen, duration, seconds
+from sslcli.noise import noise_of
 from sslcli.optim import Optimizer
 from sslcli.pace import Pace
 from sslcli.resume import Keeper, Standing
@@ -68,6 +72,7 @@ class Trainer:
         device.prepare(world.device, deterministic)
         self.keeper = Keeper(run, world, screen)
         self.signal, self.at = 0, Standing()
+        self.hostile: dict[str, dict[str, Any]] = {}  # of each term with an adversary: cost, noise and loss before the first step
 
     @staticmethod
     def contradiction(keys: Mapping[str, Any]) -> str | None:
@@ -80,32 +85,36 @@ class Trainer:
             return str(error)
         return None
 
-    def stream(self, objective: Objective, store: Store, seed: int) -> Stream:
+    def stream(self, objective: Objective, store: Store, seed: int, split: str = "train", batch_size: int | None = None) -> Stream:
         """The training batches of a term, cut so that a forward pass fits in memory."""
         places, budget = objective.rows(store), device.token_budget(self.device)
         if places.count < objective.least:
             remedy = "more data is needed" + (", or a smaller objective.shortest" if hasattr(objective, "shortest") else "")
-            raise BadInput(f"data.train: {places.count} rows that this objective can use, at least {objective.least} needed; {remedy}")
+            raise BadInput(f"data.{split}: {places.count} rows that this objective can use, at least {objective.least} needed; {remedy}")
         rows = self.micro_rows or (None if places.lengths is not None else max(1, budget // places.width))
         tokens = budget if self.micro_rows is None else None
         read, worth = partial(objective.read, store), device.worth_a_pass(self.device)
-        return Stream(places, read, self.batch_size, seed, self.world.rank, self.world.size, rows, tokens, worth, objective.couples_rows)
+        size, world = batch_size or self.batch_size, self.world
+        return Stream(places, read, size, seed, world.rank, world.size, rows, tokens, worth, objective.couples_rows)
 
     def fit(
         self,
-        modules: nn.Module,
+        modules: Modules,
         terms: Sequence[Term],
         optimizer: Part[Optimizer],
         judge: Judge | None,
         judged_rows: int,
         auto: Callable[[Stream], int],
         resume: bool,
+        balance: Balance | None = None,
     ) -> dict[str, Any]:
-        """Train; leaves `modules` in fp32 with the best weights. `auto` says how many steps where the user does not."""
+        """Train; leaves `modules` in fp32 with the best weights. `auto` says how many steps where the user does not; `balance`: what the
+        second term weighs."""
         self.modules, self.terms, self.judge, self.judged_rows = modules.to(self.device), terms, judge, judged_rows
-        self.model = model = cast(Any, quicken(modules).model)
+        self.model, self.balance = (model := cast(Any, quicken(modules).model)), balance
         if self.gradient_checkpointing:
             model.checkpoint_gradients()
+        noises = [noise_of(term.adversary, model, term.objective, self.compile) for term in terms]
         if self.compile:
             model.compile(dynamic=True)
         found = self.keeper.find() if resume else None
@@ -114,9 +123,12 @@ class Trainer:
         if not any(p.requires_grad for p in modules.parameters()):
             return self._facts()  # solved, not trained: a probe, a vote of neighbours
         self.optimizer = optimizer.build(modules, self.precision)
+        known = (self.world, self.screen, self.seed, self.micro_rows, self._count)
+        self.backward = Backward(modules, terms, noises, self.optimizer, balance, *known)
         steps = int(found.state["steps"]) if found else self.pace.plan(terms[0].stream, auto, self.world, self._rehearse)
         self.at, self.optimizer.steps = self.keeper.begin(found, steps, modules, self.optimizer), steps
         self.keeper.check_space(self.optimizer)
+        self._price()
         self.started = time.monotonic() - self.at.elapsed
         with heard(self._note), self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
             self._loop(bar, reader)
@@ -130,6 +142,14 @@ class Trainer:
     def _facts(self) -> dict[str, Any]:
         more = {"peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
         return self.at.facts(self.batch_size) | more
+
+    def receipts(self) -> dict[str, Any]:
+        """What adversaries and a second term did, over the run; an AssertionError where an adversary did nothing."""
+        lines, several = self.run.lines("metrics.jsonl"), len(self.terms) > 1
+        found: dict[str, Any] = {}
+        for term in (t for t in self.terms if t.name in self.hostile):
+            found["adversarial"] = hostility(term.adversary, self.hostile[term.name], lines, f"{term.name}." if several else "")
+        return found | (self.balance.receipt(lines) if self.balance is not None else {})
 
     def _begin(self) -> None:
         """Whatever objectives set from their data, alike on all ranks."""
@@ -150,7 +170,9 @@ class Trainer:
             totals, stop = self._agree(batches)
 
             # single training step
-            self._accumulate(step, batches, totals)
+            if self.balance is not None:
+                self.terms[1].weight = self.balance.at(step / at.steps)
+            self.backward(step, batches, totals, self.balance is not None and self.balance.looks(step, at.steps))
             norm = self.optimizer.step(self.world, step)
             for term in self.terms:
                 term.objective.after_step(self.model, (step + 1) / at.steps)
@@ -197,40 +219,6 @@ class Trainer:
         late = self.time_limit is not None and time.monotonic() - self.started > self.time_limit
         *totals, signalled, timed = self.world.sum([*weights, float(self.signal > 0), float(late)])
         return totals, "signal" if signalled else "time" if timed else None
-
-    def _accumulate(self, step: int, batches: list[list[Batch]], totals: Sequence[float]) -> None:
-        """Back-propagate every micro-batch of every term, each weighed by its share of the global batch."""
-        device.seed(self.seed, step, self.world.rank)
-        for i, term in enumerate(self.terms):
-            try:
-                for batch in batches[i]:
-                    self._backward(term, batch, float(batch["weight"]) / totals[i])
-            except torch.OutOfMemoryError as error:
-                batches[i] = self._smaller(term, step, error)
-                return self._accumulate(step, batches, totals)
-        return None
-
-    def _backward(self, term: Term, batch: Batch, share: float) -> None:
-        for output in term.adversary(partial(term.objective, self.model, batch), None):
-            (output.loss * (term.weight * share)).backward()
-            self._count(f"{term.name}.loss" if len(self.terms) > 1 else "loss", output.loss.detach(), float(batch["weight"]))
-            for name, value in output.logs.items():
-                self._count(name, value, float(batch["weight"]))
-
-    def _smaller(self, term: Term, step: int, error: Exception) -> list[Batch]:
-        """Out of memory: take this step again in smaller pieces. The batch and its gradient stay the same."""
-        stream: Stream = term.stream
-        largest = max((b[next(iter(b))].shape[0] for b in stream.batches(step)), default=1)
-        if self.micro_rows is not None or largest < 2 or stream.whole:
-            shorter = "trainer.gradient_checkpointing=true, or a smaller data.max_length (texts), data.size or objective.chunk (pictures)"
-            remedy = shorter if largest < 2 or stream.whole else f"trainer.micro_batch_size={largest // 2}"
-            raise OutOfMemory(f"out of memory with {largest} rows at a time; use {remedy}") from error
-        self.optimizer.forget_gradients()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        stream.micro_rows = largest // 2
-        self.screen.warn(f"out of memory with {largest} rows at a time; going on with {largest // 2} (same batch, same gradient)")
-        return [to_device(b, self.device) for b in stream.batches(step)]
 
     def _count(self, name: str, value: Tensor, weight: float) -> None:
         held = self.at.sums.setdefault(name, [0.0, 0.0])
@@ -287,12 +275,15 @@ class Trainer:
             at.best = {**before, "waited": 0}  # what is not on disk cannot be delivered
 
     def _rehearse(self, step: int) -> None:
-        """A step that changes nothing."""
-        for term, group in zip(self.terms, self._read(step)[0], strict=True):
-            for batch in group:
-                self._backward(term, batch, 1.0)
-        self.optimizer.forget_gradients()
+        self.backward.rehearse(self._read(step)[0])
         self.at.sums = {}
+
+    def _price(self) -> None:
+        """Say what adversaries cost and do, before the first step."""
+        for name, facts in self.backward.prices(self._read(self.at.done)[0]):
+            self.hostile[name] = facts
+            what = f"{facts['cost']:.2f} times the time of a plain step (a pass of {facts['rows']} rows)"
+            self.screen.say(f"adversary  {what}; noise {facts['noise']:.3g}, loss {facts['loss']:.4f} {facts['raised']:+.4f}")
 
     def _note(self, number: int, _: Any) -> None:
         if self.signal and number == signal.SIGINT:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from sslcli.core import Adversary, Backbone, Output, Task
+from sslcli.core import Backbone, Task
 from sslcli.models.text import Text
 from tests.conftest import CONFIGS, parts
 
@@ -42,12 +42,6 @@ def test_the_sizes_are_those_of_the_papers(name, millions) -> None:
 @pytest.mark.parametrize("part", parts("task", Task))
 def test_every_task_is_checked_by_its_signature(part) -> None:
     assert issubclass(part.cls, Task) and part.cls.metric and part.cls.coder(part.config).columns
-
-
-@pytest.mark.parametrize("part", parts("adversarial", Adversary, None))
-def test_every_adversary_yields_losses(part) -> None:
-    outputs = list(part.build()(lambda: Output(torch.tensor(1.0, requires_grad=True)), None))
-    assert outputs and all(o.loss.requires_grad for o in outputs)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 from sslcli.core import Noise, Output
 
@@ -6,5 +7,7 @@ from sslcli.core import Noise, Output
 class Plain:
     """No adversary: the loss as it is."""
 
-    def __call__(self, forward: Callable[[], Output], noise: Noise | None) -> Iterator[Output]:
+    room: ClassVar[str] = "adversarial"
+
+    def __call__(self, forward: Callable[[], Output], noise: Noise) -> Iterator[Output]:
         yield forward()

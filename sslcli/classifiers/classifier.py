@@ -50,7 +50,8 @@ class Classifier:
         losses = self.setting.losses(logits, label)
         if "kept" in batch:  # vectors are mixed: so is what they should be (the loss is linear in it)
             losses = torch.lerp(self.setting.losses(logits, label[batch["other"]]), losses, batch["kept"])
-        return Output(losses.mean(), logs, logits)
+        compared = torch.stack([logits, torch.zeros_like(logits)], -1) if label.ndim > 1 else logits  # yes or no, label by label
+        return Output(losses.mean(), logs, compared)
 
     def begin(self, model: Backbone, stream: Any) -> None:
         """Before the first step."""

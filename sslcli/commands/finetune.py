@@ -9,16 +9,18 @@ from pydantic import Field
 from sslcli.augment import Augment
 from sslcli.build import Modules, Moved, parameters
 from sslcli.commands import Call
+from sslcli.commands.beside import Beside
 from sslcli.commands.folder import Folder, claimed
 from sslcli.commands.judging import HEADLINE, Judging
 from sslcli.commands.tuned import Tuned
-from sslcli.core import Adversary, Backbone, Task, Term
+from sslcli.core import Adversary, Backbone, Objective, Task, Term
 from sslcli.data.stream import Stream
 from sslcli.data.text import Prepared
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import world
 from sslcli.hf.pooling import Pooling
 from sslcli.hf.tuning import Peft
+from sslcli.joint import Joint
 from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
 from sslcli.run import Run
@@ -36,6 +38,8 @@ def finetune(
     model: Part[Backbone] | None,
     task: Part[Task],
     peft: Part[Peft] | None,
+    objective: Part[Objective] | None,
+    joint: Part[Joint] | None,
     adversarial: Part[Adversary],
     optimizer: Part[Optimizer],
     trainer: Part[Trainer],
@@ -49,16 +53,16 @@ def finetune(
     plugins: list[str],
     pooling: Pooling | None = None,
 ) -> dict[str, Any]:
-    call.refuse_both("from", "model", "from= brings its own model (init=random trains its architecture from scratch)")
-    call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
+    _refuse_both(call)
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the examples as it sees them
         source, coder = data.build(seed), task.cls.coder(task.config)
-        first = Start.of(task, from_, coder.columns, seed, dropout, init == "random", pooling)
+        beside = Beside(call, objective, joint, source)
+        first = Start.of(task, from_, coder.columns, seed, dropout, init == "random", pooling, objective)
         begin = partial(source.start, first, model, tokenizer, augment, call.screen.say)
         processor, backbone = begin()
         tuned = Tuned.insert(peft, task, backbone, processor, seed, from_)
-        prepared = source.examples(coder, processor)
+        prepared = beside.read(source.examples(coder, processor), processor, augment)
         folder.data(source, prepared, processor.length)
         change = source.changing(processor, backbone, prepared.stores["train"])
         if call.preview:
@@ -66,16 +70,16 @@ def finetune(
 
         # the task
         goal = task.build(backbone, processor, prepared.labels, prepared.facts)
-        modules = Modules(backbone, task=goal)
+        modules = Modules(backbone, task=goal, **beside.modules(backbone))
         folder.model(backbone, processor, parameters(modules), tuned.said(modules) if tuned else None)
 
         # training
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, prepared.stores["train"], seed)
         changed = folder.changes(change, stream, seed)
-        moved, term = Moved(modules), Term("task", goal, stream, adversarial.build())
+        moved, terms = Moved(modules), [Term("task", goal, stream, adversarial.build()), *beside.terms(engine, seed)]
         judging = Judging(goal, backbone, stream, prepared.stores, replicas, source)
-        facts = engine.fit(modules, [term], optimizer, judging.watch, judging.rows, partial(_steps, goal), folder.resume)
+        facts = engine.fit(modules, terms, optimizer, judging.watch, judging.rows, partial(_steps, goal), folder.resume, beside.balance)
         if call.dry_run:
             return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, prepared.labels))
 
@@ -83,8 +87,12 @@ def finetune(
         goal.conclude(modules.eval().model, stream)
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **changed, **judging.calibrate()}
         receipts |= _keep(folder, tuned, source, task, goal, backbone, processor, prepared, begin)
-        scores = {"train": facts, **judging.scores(folder, baseline, leaks)}
-        return folder.finish(scores, receipts, HEADLINE)
+        return folder.finish({"train": facts, **judging.scores(folder, baseline, leaks)}, receipts | engine.receipts(), HEADLINE)
+
+
+def _refuse_both(call: Call) -> None:
+    call.refuse_both("from", "model", "from= brings its own model (init=random trains its architecture from scratch)")
+    call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
 
 
 def _keep(

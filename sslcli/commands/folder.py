@@ -61,7 +61,7 @@ class Folder:
         if prepared.bad:
             self.run.write_lines("bad_records.jsonl", prepared.bad)
         say = self.call.screen.say
-        for split in ("train", "valid", "test", "gallery", "pairs"):
+        for split in ("train", "valid", "test", "gallery", "pairs", "unlabelled"):
             if split in facts:
                 columns = facts["columns"].get(split)
                 shown_columns = "  columns " + ", ".join(f"{r}={c}" for r, c in columns.items()) if columns else ""

@@ -52,7 +52,7 @@ def pretrain(
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
         source = data.build(seed).serving(objective)
-        first = Start.of(objective, from_, source.unlabelled, seed, objective.config.get("dropout"), pooling=pooling)
+        first = Start.of(objective, from_, source.corpus_roles, seed, objective.config.get("dropout"), pooling=pooling)
         processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
         prepared = folder.corpus(source, processor)
         if call.preview:
@@ -86,7 +86,7 @@ def pretrain(
             scores[split] = held_out(goal, backbone, stores[split], replicas, engine.batch_size)
             scores[split] |= source.transfer(backbone, processor, stores["train"], stores[split])
         folder.save_model(source, backbone, goal, processor)
-        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **seen}
+        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **seen, **engine.receipts()}
         folder.pictures(source, goal, backbone, stores.get("test") or valid or stores["train"])
         return folder.finish(scores, receipts, HEADLINE)
 

@@ -20,7 +20,7 @@ def counts(facts: Mapping[str, Any]) -> str:
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between the files of two data.json."""
     found = []
-    for split in ("train", "valid", "test", "gallery", "pairs"):
+    for split in ("train", "valid", "test", "gallery", "pairs", "unlabelled"):
         was, is_ = _by_name(before.get(split, [])), _by_name(now.get(split, []))
         found += [f"{printable(n)} has changed" for n in was if n in is_ and was[n] != is_[n]]
         found += [f"{printable(n)} is gone" for n in was if n not in is_]

@@ -32,15 +32,16 @@ def prepare(data: TextData, tokenizer: Tokenizer, progress: Progress = lambda _:
 
     A record of pairs is several documents, one after another (`texts` of the store's meta). `data.verbatim` keeps their text too.
     """
-    roles, beside = data.unlabelled, ("negative",) if "text_b" in data.unlabelled else ()
+    roles, beside = data.corpus_roles, ("negative",) if "text_b" in data.corpus_roles else ()
     for name in ("shots", "labels", "too_long", "gallery"):
-        if getattr(data, name) is not None:
+        if only != "unlabelled" and getattr(data, name) is not None:
             raise BadInput(f"data.{name}: means nothing for an unlabelled corpus; leave it out")
     prepared = Prepared({}, {"columns": {}, "files": {}}, [], [])
     # the held-out part is split off the training text, so `valid` may need that too
-    wanted = {None: ("train", "valid", "test"), "test": ("test",), "valid": ("valid",) if data.valid is not None else ("train",)}[only]
-    for split in ("train", "valid", "test"):
-        reader = data.reader(split, roles, beside) if split in wanted else None
+    wanted = {None: ("train", "valid", "test"), "test": ("test",), "valid": ("valid",) if data.valid is not None else ("train",)}
+    wanted |= {"unlabelled": ("unlabelled",)}
+    for split in ("train", "valid", "test", "unlabelled"):
+        reader = data.reader(split, roles, beside) if split in wanted[only] else None
         if reader is None:
             continue
         key: dict[str, Any] = {

@@ -24,7 +24,7 @@ SAID = {
 
 
 class ImageData:
-    unlabelled: Sequence[str] = ("image",)  # what is read of a corpus
+    corpus_roles: Sequence[str] = ("image",)  # what is read of a corpus
 
     def __init__(
         self,
@@ -49,7 +49,9 @@ class ImageData:
         allow_changed: bool,
         delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None,
         encoding: str,
+        unlabelled: Where = None,
     ):
+        self.unlabelled = train if unlabelled is None else unlabelled
         self.seed, self.train, self.valid, self.test, self.gallery = seed, train, valid, test, gallery
         self.columns, self.labels, self.size, self.channels, self.fit = columns, labels, size, channels, fit
         self.max_pixels, self.min_side, self.frames, self.mirror = max_pixels, min_side, frames, mirror

@@ -46,7 +46,7 @@ def corpus(data: ImageData, processor: Pixels, progress: Progress = lambda _: No
     """Stores `train`, `valid` and (if named) `test`: `place` and `owner` of each picture; `label` (-1: none) where one was found, for
     watching only."""
     for name in ("shots", "labels"):
-        if getattr(data, name) is not None:
+        if only != "unlabelled" and getattr(data, name) is not None:
             raise BadInput(f"data.{name}: means nothing for an unlabelled corpus; leave it out")
     prepared = Prepared({}, {"columns": {}, "files": {}}, [], [])
     names: list[str] | None = None

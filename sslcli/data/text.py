@@ -17,7 +17,7 @@ Role = Literal["text", "label", "tokens", "tags", "text_a", "text_b", "score", "
 
 
 class TextData:
-    unlabelled: Sequence[str] = ("text",)  # what is read of a corpus
+    corpus_roles: Sequence[str] = ("text",)  # what is read of a corpus
     verbatim = False  # whether its text is kept beside its tokens
 
     def __init__(
@@ -40,8 +40,10 @@ class TextData:
         allow_changed: bool,
         gallery: Where = None,
         pairs: Where = None,
+        unlabelled: Where = None,
     ):
         self.seed, self.train, self.valid, self.test, self.gallery, self.pairs = seed, train, valid, test, gallery, pairs
+        self.unlabelled = train if unlabelled is None else unlabelled
         self.columns, self.encoding, self.delimiter, self.labels = columns, encoding, delimiter, labels
         self.max_length, self.too_long, self.shots, self.valid_fraction = max_length, too_long, shots, valid_fraction
         self.on_bad_record, self.allow_empty, self.allow_changed = on_bad_record, allow_empty, allow_changed

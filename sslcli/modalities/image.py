@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sslcli.augment import Augment
 from sslcli.augment.preview import doubt, draw, receipt
 from sslcli.build import check_loaded
-from sslcli.core import Batch
+from sslcli.core import Batch, Objective
 from sslcli.data import chance, image_store
 from sslcli.data.image import ImageData
 from sslcli.data.image_look import look
@@ -62,6 +62,11 @@ class Image(ImageData, Modality):
 
     def corpus(self, processor: Pixels, progress: Callable[[int], None], only: str | None = None) -> Prepared:
         return image_store.corpus(self, processor, progress, only)
+
+    def beside(self, processor: Pixels, second: type[Objective], augment: Part[Augment] | None) -> Pixels:
+        views = _augment(augment, getattr(second, "least_views", 1)) if augment is not None else None
+        p = processor
+        return Pixels(p.size, p.channels, p.mean, p.std, p.mirror, views, p.fit)
 
     def examples(self, coder: Any, processor: Pixels, labels: list[str] | None = None, only: str | None = None) -> Prepared:
         return image_store.examples(self, coder, processor, labels, only)

@@ -1,5 +1,6 @@
 """Text: tokenizers, encoders and decoders of transformers."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sslcli.augment import Augment
 from sslcli.augment.text import TextAugment, refuse_rows
 from sslcli.build import check_loaded
-from sslcli.core import Batch
+from sslcli.core import Batch, Objective
 from sslcli.data import corpus, examples
 from sslcli.data.pairs import PairCoder
 from sslcli.data.store import Store, built
@@ -55,6 +56,8 @@ class Text(TextData, Modality):
         else:
             network = Network.load(model_folder(first.source), first.head, first.dropout, first.random, pooling=first.pooling)
             check_loaded(network.loaded, first.source, first.random)
+            if first.beside is not None and not first.random:
+                network.lend(model_folder(first.source), first.beside)
         rows = len(network.base.get_input_embeddings().weight)
         if words.size > rows:
             raise BadCheckpoint(
@@ -126,6 +129,11 @@ class Text(TextData, Modality):
             prepared.bad += scored.bad
         return prepared
 
+    def beside(self, processor: Tokenizer, second: type[Objective], augment: None) -> Tokenizer:
+        words = copy.copy(processor)
+        words.length, words.augment = min(self.max_length or second.row_length, processor.length), None
+        return words
+
     def examples(self, coder: Any, processor: Tokenizer, labels: list[str] | None = None, only: str | None = None) -> Prepared:
         return examples.prepare(self, coder, processor, processor.length, labels, only)
 
@@ -185,7 +193,7 @@ class Text(TextData, Modality):
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
-        columns = coder.columns if coder else self.unlabelled
+        columns = coder.columns if coder else self.corpus_roles
         reader = self.reader("train", columns)
         assert reader is not None
         return [{"input": example[columns[0]]} for _, (_, _, example) in zip(range(count), reader, strict=False)]

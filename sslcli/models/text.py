@@ -91,7 +91,8 @@ class Text(Backbone):
             self.first_position = int(text.pad_token_id) + 1  # these count positions from the padding id
             self.positions -= 2
         self.pools_freely = self.family in POOLED and kind != "sequence_classification"
-        self._spare = [(kind, full)]  # a list, so that the module tree does not see the model a second time
+        # a plain dictionary, so that the module tree does not see the model a second time
+        self._spare: dict[str, PreTrainedModel] = {kind: full} if kind and full is not None else {}
         whole = set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
         self.packing = False
         self._packs = self.family in POOLED and whole and _fused_attention(base)
@@ -158,15 +159,28 @@ class Text(Backbone):
     def compile(self, **options: Any) -> None:
         self.base.compile(**options)
 
+    def lend(self, folder: Path, kind: str) -> None:
+        """A second head for the same network out of its model folder, if it is there: for a second loss (joint training)."""
+        full, loaded = pretrained(AUTO[kind], folder, read_config(folder), False)
+        if any(not name.startswith(f"{full.base_model_prefix}.") for name in loaded["new"]):
+            return  # the folder holds no such head
+        full.config._attn_implementation = self.base.config._attn_implementation
+        if full.config.get_text_config().tie_word_embeddings and full.get_output_embeddings() is not None:
+            full.get_output_embeddings().weight = self.embedding.weight
+        self._spare[kind] = full
+
+    def has_head(self, kind: str) -> bool:
+        """Whether a pretrained one is there to be had."""
+        return kind in self._spare
+
     def head(self, kind: str, labels: list[str] | None = None) -> Borrowed:
         """The family's own head of this kind: the one that was loaded with the weights, or a new one."""
-        spare_kind, full = self._spare[0]
-        if spare_kind != kind or full is None:
+        full = self._spare.pop(kind, None)
+        if full is None:
             config = self.base.config
             full = AUTO[kind].from_config(config, attn_implementation=config._attn_implementation)
             if kind in ("masked_lm", "causal_lm") and full.config.get_text_config().tie_word_embeddings:
                 full.get_output_embeddings().weight = self.embedding.weight
-        self._spare = [(None, None)]
         if labels is not None and full.config.num_labels != len(labels):
             config = full.config
             config.id2label = dict(enumerate(labels))

@@ -96,7 +96,8 @@ class ImageClassification(Task):
         else:
             pixels = self.processor.plain(batch["pixels"])
         logits = self.logits(model, {"pixels": pixels})
-        return Output(self._losses(logits, target).mean(), self._logs(logits, target), logits)
+        compared = torch.stack([logits, torch.zeros_like(logits)], -1) if self.multi else logits  # yes or no, label by label
+        return Output(self._losses(logits, target).mean(), self._logs(logits, target), compared)
 
     def _target(self, label: Tensor) -> Tensor:
         """[B, C] of shares"""

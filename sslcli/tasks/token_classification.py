@@ -63,7 +63,8 @@ class TokenClassification(Task):
         label, _ = padded([x.astype(np.int64) for x in store["tag"].take(rows)], NONE)  # [B, T]
         word, _ = padded([x.astype(np.int64) for x in store["word"].take(rows)], -1)
         weight = torch.tensor(float((label != NONE).sum()))
-        batch = {"ids": ids, "label": label, "word": word, "weight": weight.clamp(min=1.0)}
+        where = (label != NONE).flatten().nonzero()[:, 0]  # [N], places in the flattened batch that carry a label
+        batch = {"ids": ids, "label": label, "word": word, "where": where, "weight": weight.clamp(min=1.0)}
         return batch if mask is None else {**batch, "mask": mask}
 
     def logits(self, model: Backbone, batch: Batch) -> Tensor:
@@ -76,7 +77,7 @@ class TokenClassification(Task):
         losses = F.cross_entropy(flat, label, ignore_index=NONE, label_smoothing=self.smoothing, reduction="none")
         if self.class_weights is not None:
             losses = losses * self.class_weights.to(losses.device)[label.clamp(min=0)]
-        return Output(losses.sum() / batch["weight"].to(losses.device), logits=logits)
+        return Output(losses.sum() / batch["weight"].to(losses.device), logits=flat[batch["where"]])
 
     @torch.no_grad()
     def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
