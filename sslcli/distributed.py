@@ -79,6 +79,9 @@ def world(devices: int) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
+    if dist.is_initialized():  # a run within a run: the processes have met
+        yield World(rank, size, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+        return
     if cuda:
         torch.cuda.set_device(device)
     rendezvous = os.environ.get("SSL_RENDEZVOUS", "env://")

@@ -63,6 +63,7 @@ VERBS = {
                                positives, negative; of a gallery: id, passage)
   pooling=cls                  how a text's states become one vector, where not as the model has it: mean, cls, max, last, first_last
   data.shots=8                 only so many labels of each class
+  trainer.seeds=1              one run where several are usual: below 1,000 labels there are 3, with their mean and its interval
   optimizer.lr=1e-4            the peak learning rate; left out, it follows from the model's width""",
         """\
   ssl finetune from=runs/lm data.train=train.csv data.test=test.csv run.dir=runs/topic

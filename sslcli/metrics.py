@@ -34,6 +34,25 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def collapse(gold: Sequence[Any], said: Sequence[Any]) -> str | None:
+    """What is wrong with predictions that are worth no more than one answer for all; None where nothing is. Labels, or lists of them."""
+    if gold and isinstance(gold[0], list):
+        true, answers = ({x for row in rows for x in row} for rows in (gold, said))
+        return f"says {', '.join(answers) or 'no label'} everywhere" if len(answers) <= 1 < len(true) else None
+    usual = max(sorted(set(gold)), key=list(gold).count, default=None)
+    if len(set(gold)) > 1 and len(set(said)) == 1:
+        return f"says {said[0]} everywhere"
+    if len(set(gold)) > 1 and _macro_f1(gold, said) <= _macro_f1(gold, [usual] * len(gold)):
+        return f"macro-F1 is at chance: no better than always {usual}"
+    return None
+
+
+def _macro_f1(gold: Sequence[Any], said: Sequence[Any]) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(gold, said, average="macro", zero_division=0))
+
+
 def classification(gold: Sequence[int] | np.ndarray, guess: Sequence[int] | np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Accuracy, macro-F1 over the classes that occur in gold or guess, and the table per class."""
     from sklearn.metrics import accuracy_score, f1_score

@@ -60,6 +60,7 @@ class Trainer:
         compile: bool | Literal["auto"],
         deterministic: bool,
         gradient_checkpointing: bool,
+        seeds: Count | Literal["auto"] = 1,  # the verb's: a trainer has one
     ):
         self.world, self.run, self.screen, self.seed = world, run, screen, seed
         self.batch_size, self.micro_rows, self.patience = batch_size or usual, micro_batch_size, patience
@@ -70,8 +71,7 @@ class Trainer:
         self.compile = world.device.type == "cuda" if compile == "auto" else compile
         self.gradient_checkpointing = gradient_checkpointing
         device.prepare(world.device, deterministic)
-        self.keeper = Keeper(run, world, screen)
-        self.signal, self.at = 0, Standing()
+        self.keeper, self.signal, self.at = Keeper(run, world, screen), 0, Standing()
         self.hostile: dict[str, dict[str, Any]] = {}  # of each term with an adversary: cost, noise and loss before the first step
 
     @staticmethod

@@ -42,7 +42,7 @@ def test_every_word_of_a_long_document_gets_its_tag(ssl, tmp_path: Path) -> None
     write_jsonl(tmp_path / "test.jsonl", tagged(6, long=True))
     done = ssl(
         "finetune", "task=token_classification", "data.train=train.jsonl", "data.test=test.jsonl", *TINY,
-        "optimizer.lr=5e-3", "trainer.steps=150", "run.dir=run",
+        "optimizer.lr=5e-3", "trainer.steps=150", "trainer.seeds=1", "run.dir=run",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "read in overlapping windows, nothing lost" in done.err
@@ -72,7 +72,16 @@ def test_other_schemes_are_read(ssl, tmp_path: Path, scheme: str) -> None:
 def test_several_labels_a_text(ssl, tmp_path: Path) -> None:
     records = [{"text": r["text"], "label": [r["label"], "odd"] if i % 2 else [r["label"]]} for i, r in enumerate(rows(120))]
     write_jsonl(tmp_path / "train.jsonl", records)
-    done = ssl("finetune", "data.train=train.jsonl", "data.test=train.jsonl", *TINY, "optimizer.lr=5e-3", "trainer.steps=60", "run.dir=run")
+    done = ssl(
+        "finetune",
+        "data.train=train.jsonl",
+        "data.test=train.jsonl",
+        *TINY,
+        "optimizer.lr=5e-3",
+        "trainer.steps=60",
+        "trainer.seeds=1",
+        "run.dir=run",
+    )
     assert done.code == 0, done.err
     scores = done.result["test"]
     assert {"accuracy", "macro_f1", "micro_f1"} <= set(scores) and scores["micro_f1"] > 0.6
@@ -85,7 +94,14 @@ def test_labels_that_are_ranks(ssl, tmp_path: Path) -> None:
     order = {"cat": 1, "dog": 2, "ship": 10}
     write_jsonl(tmp_path / "train.jsonl", [{"text": r["text"], "label": order[r["label"]]} for r in rows(90)])
     done = ssl(
-        "finetune", "data.train=train.jsonl", "data.test=train.jsonl", "task.labelling=ordinal", *TINY, "trainer.steps=40", "run.dir=run"
+        "finetune",
+        "data.train=train.jsonl",
+        "data.test=train.jsonl",
+        "task.labelling=ordinal",
+        *TINY,
+        "trainer.steps=40",
+        "trainer.seeds=1",
+        "run.dir=run",
     )
     assert done.code == 0, done.err
     assert json.loads(Path("run/data.json").read_text())["labels_in_order"] == ["1", "2", "10"], "by value, not by spelling"
@@ -102,7 +118,7 @@ def test_rare_classes_may_weigh_more(ssl, tmp_path: Path) -> None:
     for weights in ("none", "balanced"):
         done = ssl(
             "finetune", "data.train=train.jsonl", "data.test=train.jsonl", f"task.class_weights={weights}", "task.start=random", *TINY,
-            "trainer.steps=30", f"run.dir={weights}",
+            "trainer.steps=30", "trainer.seeds=1", f"run.dir={weights}",
         )  # fmt: skip
         assert done.code == 0, done.err
         recall[weights] = done.result["test"]["report"].get("ship", {"recall": 0})["recall"]
@@ -117,7 +133,7 @@ def test_training_begins_at_the_linear_probe(ssl, labelled: Path, minilm: Path) 
     for start in ("probe", "random"):
         done = ssl(
             "finetune", f"from={minilm}", f"data.train={labelled}", f"data.test={labelled}", f"task.start={start}", "optimizer.lr=1e-6",
-            "trainer.steps=1", "baseline=false", f"run.dir={start}",
+            "trainer.steps=1", "trainer.seeds=1", "baseline=false", f"run.dir={start}",
         )  # fmt: skip
         assert done.code == 0, done.err
         scores[start] = done.result["test"]["accuracy"]
@@ -126,7 +142,14 @@ def test_training_begins_at_the_linear_probe(ssl, labelled: Path, minilm: Path) 
 
 def test_the_best_checkpoint_is_the_one_delivered(ssl, labelled: Path) -> None:
     done = ssl(
-        "finetune", f"data.train={labelled}", *TINY, "data.valid_fraction=0.3", "trainer.steps=30", "trainer.eval_every=3", "run.dir=run"
+        "finetune",
+        f"data.train={labelled}",
+        *TINY,
+        "data.valid_fraction=0.3",
+        "trainer.steps=30",
+        "trainer.seeds=1",
+        "trainer.eval_every=3",
+        "run.dir=run",
     )
     assert done.code == 0, done.err
     valid = [r["valid"]["macro_f1"] for r in map(json.loads, Path("run/metrics.jsonl").read_text().splitlines()) if "valid" in r]
@@ -156,7 +179,16 @@ def test_every_prediction_stands_beside_its_own_input(ssl, labelled: Path, tmp_p
 def test_a_real_model_learns_real_questions(ssl, minilm: Path, shared: Path) -> None:
     """TREC questions, 8 labels a class: far above TF-IDF with the same labels."""
     train, test = shared / "trec" / "train.jsonl", shared / "trec" / "test.jsonl"
-    done = ssl("finetune", f"from={minilm}", f"data.train={train}", f"data.test={test}", "data.shots=8", "trainer.steps=20", "run.dir=run")
+    done = ssl(
+        "finetune",
+        f"from={minilm}",
+        f"data.train={train}",
+        f"data.test={test}",
+        "data.shots=8",
+        "trainer.steps=20",
+        "trainer.seeds=1",
+        "run.dir=run",
+    )
     assert done.code == 0, done.err
     assert done.result["test"]["accuracy"] > done.result["baseline"]["accuracy"] + 0.1
     assert torch.isfinite(torch.tensor(done.result["test"]["accuracy"]))

@@ -115,11 +115,11 @@ def _few(bench: Bench, run: Path, words: list[str]) -> tuple[float, dict[str, li
     scores: dict[str, list[float]] = {"pretrained": [], "scratch": [], "pixels": []}
     first = 0.0
     for seed in range(bench.seeds):
-        done = bench.ssl("finetune", f"from={run}", *words, f"seed={seed}", f"run.dir={bench.fresh('few')}")
+        done = bench.ssl("finetune", f"from={run}", *words, f"seed={seed}", "trainer.seeds=1", f"run.dir={bench.fresh('few')}")
         first = first or done.seconds
         scores["pretrained"].append(done.result["test"]["top1"])
         scores["pixels"].append(done.result["baseline"]["top1"])
-        more = ["init=random", "baseline=false", f"seed={seed}", f"run.dir={bench.fresh('scratch')}"]
+        more = ["init=random", "baseline=false", f"seed={seed}", "trainer.seeds=1", f"run.dir={bench.fresh('scratch')}"]
         scores["scratch"].append(bench.ssl("finetune", f"from={run}", *words, *more).result["test"]["top1"])
     return first, scores
 

@@ -42,3 +42,8 @@ class Call:
         given = {o.lstrip("+").split("=")[0] for o in self.overrides}
         if one in given and other in given:
             raise BadInput(f"{one} and {other} are both given: {why}")
+
+    def refuse_beside_from(self, remedy: str = "") -> None:
+        """What a pretrained model brings with it."""
+        self.refuse_both("from", "model", f"from= brings its own model{remedy}")
+        self.refuse_both("from", "tokenizer", "from= brings its own tokenizer")

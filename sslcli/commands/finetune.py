@@ -1,6 +1,7 @@
 """`ssl finetune`: one task over labelled examples, from a pretrained model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -12,12 +13,13 @@ from sslcli.commands import Call
 from sslcli.commands.beside import Beside
 from sslcli.commands.folder import Folder, claimed
 from sslcli.commands.judging import HEADLINE, Judging
+from sslcli.commands.seeds import Several
 from sslcli.commands.tuned import Tuned
 from sslcli.core import Adversary, Backbone, Objective, Task, Term
 from sslcli.data.stream import Stream
 from sslcli.data.text import Prepared
 from sslcli.data.tokenizer import Recipe
-from sslcli.distributed import world
+from sslcli.distributed import World, world
 from sslcli.hf.pooling import Pooling
 from sslcli.hf.tuning import Peft
 from sslcli.joint import Joint
@@ -53,7 +55,8 @@ def finetune(
     plugins: list[str],
     pooling: Pooling | None = None,
 ) -> dict[str, Any]:
-    _refuse_both(call)
+    again = partial(finetune, **locals())  # for other seeds
+    call.refuse_beside_from(" (init=random trains its architecture from scratch)")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the examples as it sees them
         source, coder = data.build(seed), task.cls.coder(task.config)
@@ -67,50 +70,67 @@ def finetune(
         change = source.changing(processor, backbone, prepared.stores["train"])
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
+        if several := Several.wanted(again, folder, replicas, prepared, backbone, processor):
+            return several.run(HEADLINE)
 
-        # the task
-        goal = task.build(backbone, processor, prepared.labels, prepared.facts)
-        modules = Modules(backbone, task=goal, **beside.modules(backbone))
-        folder.model(backbone, processor, parameters(modules), tuned.said(modules) if tuned else None)
-
-        # training
-        engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
-        stream = engine.stream(goal, prepared.stores["train"], seed)
-        changed = folder.changes(change, stream, seed)
-        moved, terms = Moved(modules), [Term("task", goal, stream, adversarial.build()), *beside.terms(engine, seed)]
-        judging = Judging(goal, backbone, stream, prepared.stores, replicas, source)
-        facts = engine.fit(modules, terms, optimizer, judging.watch, judging.rows, partial(_steps, goal), folder.resume, beside.balance)
-        if call.dry_run:
-            return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, prepared.labels))
-
-        # what stays
-        goal.conclude(modules.eval().model, stream)
-        receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **changed, **judging.calibrate()}
-        receipts |= _keep(folder, tuned, source, task, goal, backbone, processor, prepared, begin)
-        return folder.finish({"train": facts, **judging.scores(folder, baseline, leaks)}, receipts | engine.receipts(), HEADLINE)
+        ready = _Ready(folder, replicas, source, task, processor, backbone, begin, tuned, prepared, change, beside)
+        return _train(call, ready, adversarial, optimizer, trainer, seed, baseline, leaks)
 
 
-def _refuse_both(call: Call) -> None:
-    call.refuse_both("from", "model", "from= brings its own model (init=random trains its architecture from scratch)")
-    call.refuse_both("from", "tokenizer", "from= brings its own tokenizer")
+@dataclass(frozen=True)
+class _Ready:
+    """The network, and the examples as it sees them."""
+
+    folder: Folder
+    world: World
+    source: Modality
+    task: Part[Task]
+    processor: Any
+    model: Any
+    begin: Callable[[], Any]  # the network again, as it was before peft=
+    tuned: Tuned | None
+    prepared: Prepared
+    change: Any  # how training rows are augmented
+    beside: Beside  # a self-supervised loss
 
 
-def _keep(
-    folder: Folder,
-    tuned: Tuned | None,
-    source: Modality,
-    task: Part[Task],
-    goal: Task,
-    model: Any,
-    processor: Any,
-    prepared: Prepared,
-    begin: Callable[[], Any],
+def _train(
+    call: Call,
+    ready: _Ready,
+    adversarial: Part[Adversary],
+    optimizer: Part[Optimizer],
+    trainer: Part[Trainer],
+    seed: int,
+    baseline: bool,
+    leaks: bool,
 ) -> dict[str, Any]:
-    """Save what was trained; a receipt of what it takes to open it again."""
+    folder, source, model, prepared = ready.folder, ready.source, ready.model, ready.prepared
+    tuned, beside = ready.tuned, ready.beside
+
+    # the task
+    goal = ready.task.build(model, ready.processor, prepared.labels, prepared.facts)
+    modules = Modules(model, task=goal, **beside.modules(model))
+    folder.model(model, ready.processor, parameters(modules), tuned.said(modules) if tuned else None)
+
+    # training
+    engine = call.trainer(trainer).build(ready.world, folder.run, call.screen, seed, goal.batch_size)
+    stream = engine.stream(goal, prepared.stores["train"], seed)
+    changed = folder.changes(ready.change, stream, seed)
+    moved, terms = Moved(modules), [Term("task", goal, stream, adversarial.build()), *beside.terms(engine, seed)]
+    judging = Judging(goal, model, stream, prepared.stores, ready.world, source)
+    facts = engine.fit(modules, terms, optimizer, judging.watch, judging.rows, partial(_steps, goal), folder.resume, beside.balance)
+    if call.dry_run:
+        return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], ready.processor, prepared.labels))
+
+    # what stays
+    goal.conclude(modules.eval().model, stream)
+    receipts = {"loaded": model.loaded, "moved": moved.receipt(modules), **changed, **judging.calibrate(), **engine.receipts()}
     if tuned:
-        return {"peft": tuned.keep(folder, source, task, goal, processor, prepared, begin)}
-    folder.save_model(source, model, goal, processor, prepared.labels, prepared.facts.get("labelling") == "multi")
-    return {}
+        receipts["peft"] = tuned.keep(folder, source, ready.task, goal, ready.processor, prepared, ready.begin)
+    else:
+        folder.save_model(source, model, goal, ready.processor, prepared.labels, prepared.facts.get("labelling") == "multi")
+    scores = {"train": facts, **judging.scores(folder, baseline, leaks)}
+    return folder.finish(scores, receipts, HEADLINE)
 
 
 def _steps(task: Task, stream: Stream) -> int:

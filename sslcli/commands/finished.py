@@ -49,7 +49,8 @@ class Finished:
             raise BadCheckpoint(f"{printable(folder / 'data.json')}: missing or damaged; finish the run with resume=auto") from error
         part = parts["task" if verb == "finetune" else "objective"]
         labels = facts["labels_in_order"] if verb == "finetune" else None
-        source, length = parts["data"].build(parts["seed"]), int(facts["row_length"])
+        seed = facts.get("seed", parts["seed"])  # of several seeds, the one that was delivered
+        source, length = parts["data"].build(seed), int(facts["row_length"])
         processor, model, goal = reopened(parts.get("peft"), part, source, folder, length, parts["augment"], labels, facts)
         if isinstance(goal, Task) and goal.classifies:
             goal.calibration = Calibration.load(folder / "model", goal.labels)
@@ -57,7 +58,7 @@ class Finished:
         size = parts["trainer"].config["batch_size"] or goal.batch_size
         whole = parts.get("peft") is None or parts["peft"].cls.merges
         known = facts.get("labels_in_order", [])
-        return cls(folder, verb, parts["data"], parts["seed"], size, processor, model, goal, facts, known, part, whole)
+        return cls(folder, verb, parts["data"], seed, size, processor, model, goal, facts, known, part, whole)
 
     def source(self) -> Modality:
         """The data as the run was told of it."""

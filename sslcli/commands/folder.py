@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Folder:
     call: Call
     resume: bool
     drawn: Sequence[str] = ()  # pictures in the folder
+    sizes: Mapping[str, int] = field(default_factory=dict)  # of the model, in parameters
 
     def corpus(self, source: Modality, processor: Any) -> Prepared:
         """Read, check and lay down an unlabelled corpus, and say what it is."""
@@ -57,7 +58,7 @@ class Folder:
             if differing:
                 what = f"the data is not what {printable(self.run.dir)} was trained on: {'; '.join(differing[:5])}"
                 raise BadInput(f"{what}; data.allow_changed=true goes on with it")
-        self.run.write("data.json", {**facts, "row_length": row_length, "labels_in_order": prepared.labels})
+        self.run.write("data.json", {**facts, "row_length": row_length, "labels_in_order": prepared.labels, "seed": source.seed})
         if prepared.bad:
             self.run.write_lines("bad_records.jsonl", prepared.bad)
         say = self.call.screen.say
@@ -100,7 +101,7 @@ class Folder:
         return {"augment": found}
 
     def model(self, model: Any, processor: Processor, sizes: Mapping[str, int], more: str | None = None) -> None:
-        loaded = model.loaded
+        loaded, self.sizes = model.loaded, sizes
         origin = (
             f"{loaded['tensors']} of {loaded['of']} tensors from {loaded['from']}, {len(loaded['new'])} new"
             if loaded["from"]
@@ -171,7 +172,7 @@ class Folder:
         still = [block for block, change in receipts.get("moved", {}).items() if change <= ENOUGH_MOVED]
         if still and scores["train"]["steps"] > scores["train"]["refused_steps"]:
             raise AssertionError(f"training changed nothing in {', '.join(still[:5])}")
-        self.run.write("receipts.json", receipts)
+        self.run.write("receipts.json", {"parameters": self.sizes, **receipts})
         return self.report(scores, headline)
 
     def report(self, scores: dict[str, Any], headline: Sequence[str]) -> dict[str, Any]:
@@ -194,12 +195,16 @@ class Folder:
         rows.append([speed.replace("_per_second", "/s"), shown(float(facts[speed])), facts.get("precision", "")])
         rows.append(["peak memory", f"{facts['peak_memory_bytes'] / 1e6:,.0f} MB", ""])
         self.call.screen.table(str(self.run.dir), ("", "", "95 % interval"), rows)
+        if owed := leaked.sentence(scores, headline):
+            self.call.screen.warn(owed)
+        return self.end(scores)
+
+    def end(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """Below the table: class by class, and where everything is."""
         for split in ("test", "valid"):
             if scores.get(split, {}).get("report"):
                 self._per_class(split, scores[split]["report"])
                 break
-        if owed := leaked.sentence(scores, headline):
-            self.call.screen.warn(owed)
         if self.call.dry_run:
             self.call.screen.say(NOTHING_KEPT)
             return scores

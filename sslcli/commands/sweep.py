@@ -153,6 +153,8 @@ def _start(verb: str, job: Job, passed: Sequence[str], env: Mapping[str, str]) -
     """The job's own process; what it says goes to a file beside its folder, so that nothing is shown only at the end."""
     log = job.folder.with_suffix(".log")
     where = [f"run.dir={job.folder}", "resume=auto"] if verb in ("pretrain", "finetune") else [f"out={job.folder}"]
+    if verb == "finetune" and not any(o.lstrip("+").startswith("trainer.seeds=") for o in job.overrides):
+        where.append("trainer.seeds=1")  # a sweep is over its own seeds
     command = [sys.executable, "-m", "sslcli", verb, *job.overrides, *where, *passed]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True)
