@@ -23,9 +23,9 @@ def read(folder: str, name: str = "metrics.json") -> dict:
     return json.loads(Path(folder, name).read_text())
 
 
-def test_a_seed_of_several_is_the_run_alone(ssl, few) -> None:
-    done = ssl(*few, "run.dir=run", "seed=4", "trainer.seeds=2")
-    alone = ssl(*few, "run.dir=alone", "seed=5", "trainer.seeds=1")
+def test_a_seed_of_several_is_the_run_alone(typed, few) -> None:
+    done = typed(*few, "run.dir=run", "seed=4", "trainer.seeds=2")
+    alone = typed(*few, "run.dir=alone", "seed=5", "trainer.seeds=1")
     assert done.code == alone.code == 0, done.err + alone.err
     for split in ("test", "baseline"):
         assert read("run/seeds/5")[split] == read("alone")[split]
@@ -38,12 +38,12 @@ def test_a_seed_of_several_is_the_run_alone(ssl, few) -> None:
     assert over["mean"] == pytest.approx(sum(each) / 2) and list(over["each"].values()) == each
     assert over["interval"] == pytest.approx(metrics.mean_interval(each))
     # a seed's folder is a run like any other
-    again = ssl("evaluate", "run=run/seeds/5", "out=again")
+    again = typed("evaluate", "run=run/seeds/5", "out=again")
     assert again.code == 0 and again.result["test"]["accuracy"] == each[1], again.err
 
 
-def test_few_labels_bring_seeds_and_a_sweep_multiplies_none(ssl, few) -> None:
-    done = ssl(*few, "run.dir=run", "baseline=false")
+def test_few_labels_bring_seeds_and_a_sweep_multiplies_none(typed, few) -> None:
+    done = typed(*few, "run.dir=run", "baseline=false")
     assert done.code == 0, done.err
     assert "3 seeds, because 18 labels are few (trainer.seeds=1 for one)" in done.err and set(
         read("run")["seeds"]["test"]["accuracy"]["each"]
@@ -51,14 +51,14 @@ def test_few_labels_bring_seeds_and_a_sweep_multiplies_none(ssl, few) -> None:
     assert Path("run/model/config.json").samefile("run/seeds/0/model/config.json"), "no space is taken twice"
     assert list(Path("run/checkpoints").iterdir()) and not Path("run/seeds/1/checkpoints").exists()
     assert not list(Path("run").glob(".*")), "nothing half made is left"
-    swept = ssl(few[0], "-m", *few[1:], "optimizer.lr=1e-3", "baseline=false", "sweep.dir=sweep")
+    swept = typed(few[0], "-m", *few[1:], "optimizer.lr=1e-3", "baseline=false", "sweep.dir=sweep")
     assert swept.code == 0 and "seeds" not in read("sweep/000") and not Path("sweep/000/seeds").exists()
-    tried = ssl(*few, "--dry-run")
+    tried = typed(*few, "--dry-run")
     assert tried.code == 0 and "a dry run tries the first" in tried.err and tried.result["two_steps"]
 
 
-def test_an_interruption_goes_on_with_the_seed_that_was_cut(ssl, few, monkeypatch) -> None:
-    assert ssl(*few, "run.dir=whole").code == 0
+def test_an_interruption_goes_on_with_the_seed_that_was_cut(typed, few, monkeypatch) -> None:
+    assert typed(*few, "run.dir=whole").code == 0
     trained, cut = [], []
     fit = Trainer.fit
 
@@ -70,18 +70,18 @@ def test_an_interruption_goes_on_with_the_seed_that_was_cut(ssl, few, monkeypatc
         return fit(self, *arguments)
 
     monkeypatch.setattr(Trainer, "fit", noted)
-    done = ssl(*few, "run.dir=cut")
+    done = typed(*few, "run.dir=cut")
     assert done.code == 75 and "resume=auto" in done.err and not Path("cut/metrics.json").exists(), done.err
     trained.clear()
-    again = ssl(*few, "run.dir=cut", "resume=auto")
+    again = typed(*few, "run.dir=cut", "resume=auto")
     assert again.code == 0 and trained == [1, 2], again.err
     told, whole = read("cut")["seeds"], read("whole")["seeds"]
     assert told["test"] == whole["test"] and told["delivered"] == whole["delivered"]
     trained.clear()
-    assert ssl(*few, "run.dir=cut", "resume=auto").code == 0 and not trained, "what is complete is not run again"
+    assert typed(*few, "run.dir=cut", "resume=auto").code == 0 and not trained, "what is complete is not run again"
 
 
-def test_a_seed_that_fails_is_named_and_not_delivered(ssl, few, monkeypatch) -> None:
+def test_a_seed_that_fails_is_named_and_not_delivered(typed, few, monkeypatch) -> None:
     from sslcli.errors import Diverged
 
     fit = Trainer.fit
@@ -93,19 +93,19 @@ def test_a_seed_that_fails_is_named_and_not_delivered(ssl, few, monkeypatch) -> 
 
     monkeypatch.setattr(Trainer, "fit", diverging)
     monkeypatch.setattr(metrics, "collapse", lambda gold, said: None)
-    done = ssl(*few, "run.dir=run", "trainer.seeds=3")
+    done = typed(*few, "run.dir=run", "trainer.seeds=3")
     assert done.code == 0 and "seed 0 failed: diverged" in done.err, done.err
     told = read("run")["seeds"]
     assert set(told["failed"]) == {"0"} and told["delivered"] == 1 and set(told["test"]["accuracy"]["each"]) == {"1", "2"}
     assert read("run", "data.json")["seed"] == 1
     monkeypatch.setattr(Trainer, "fit", lambda self, *arguments: (_ for _ in ()).throw(Diverged("diverged: all of it")))
-    done = ssl(*few, "run.dir=all", "trainer.seeds=2")
+    done = typed(*few, "run.dir=all", "trainer.seeds=2")
     assert done.code == 4 and "all 2 seeds failed" in done.err, done.err
 
 
-def test_the_best_on_valid_is_delivered_where_all_are_judged_alike(ssl, few, tmp_path) -> None:
+def test_the_best_on_valid_is_delivered_where_all_are_judged_alike(typed, few, tmp_path) -> None:
     valid = write_jsonl(tmp_path / "valid.jsonl", rows(45, seed=9))
-    assert ssl(*few, f"data.valid={valid}", "baseline=false", "optimizer.lr=1e-4", "run.dir=run").code == 0
+    assert typed(*few, f"data.valid={valid}", "baseline=false", "optimizer.lr=1e-4", "run.dir=run").code == 0
     told = read("run")["seeds"]
     each = {s: v for s, v in told["valid"]["macro_f1"]["each"].items() if s not in told["failed"]} or told["valid"]["macro_f1"]["each"]
     assert told["delivered_because"] == "best macro_f1 on data.valid" and each[str(told["delivered"])] == max(each.values())

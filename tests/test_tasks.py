@@ -42,7 +42,7 @@ def test_every_word_of_a_long_document_gets_its_tag(ssl, tmp_path: Path) -> None
     write_jsonl(tmp_path / "test.jsonl", tagged(6, long=True))
     done = ssl(
         "finetune", "task=token_classification", "data.train=train.jsonl", "data.test=test.jsonl", *TINY,
-        "optimizer.lr=5e-3", "trainer.steps=150", "trainer.seeds=1", "run.dir=run",
+        "optimizer.lr=5e-3", "trainer.steps=150", "run.dir=run",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "read in overlapping windows, nothing lost" in done.err
@@ -118,7 +118,7 @@ def test_rare_classes_may_weigh_more(ssl, tmp_path: Path) -> None:
     for weights in ("none", "balanced"):
         done = ssl(
             "finetune", "data.train=train.jsonl", "data.test=train.jsonl", f"task.class_weights={weights}", "task.start=random", *TINY,
-            "trainer.steps=30", "trainer.seeds=1", f"run.dir={weights}",
+            "trainer.steps=30", f"run.dir={weights}",
         )  # fmt: skip
         assert done.code == 0, done.err
         recall[weights] = done.result["test"]["report"].get("ship", {"recall": 0})["recall"]
@@ -133,7 +133,7 @@ def test_training_begins_at_the_linear_probe(ssl, labelled: Path, minilm: Path) 
     for start in ("probe", "random"):
         done = ssl(
             "finetune", f"from={minilm}", f"data.train={labelled}", f"data.test={labelled}", f"task.start={start}", "optimizer.lr=1e-6",
-            "trainer.steps=1", "trainer.seeds=1", "baseline=false", f"run.dir={start}",
+            "trainer.steps=1", "baseline=false", f"run.dir={start}",
         )  # fmt: skip
         assert done.code == 0, done.err
         scores[start] = done.result["test"]["accuracy"]
