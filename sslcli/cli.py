@@ -127,7 +127,7 @@ def _run(verb: str, overrides: Sequence[str], flags: dict[str, Any], words: Sequ
     from sslcli.commands import Call
     from sslcli.log import Screen
 
-    function = getattr(importlib.import_module(f"sslcli.commands.{verb}"), verb)
+    function = getattr(importlib.import_module(f"sslcli.commands.{composed.verb}"), composed.verb)
     arguments = schema.check(function, tree, composed.problems, config.places(folder))
     devices = arguments["trainer"].config["devices"] if "trainer" in arguments else 1
     if devices > 1 and "RANK" not in os.environ:

@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from sslcli.errors import BadInput, Unsafe, printable
 from sslcli.guard import guard, guard_folder, refuse_targets
 from sslcli.help import home
-from sslcli.primary import disagreement, own_data, plain, primary
+from sslcli.primary import disagreement, own_data, plain, primary, way
 from sslcli.schema import suggest
 
 FOREIGN = re.compile(r"[^\s,:\[\]{}()\"]*[^\x00-\x7f\s][^\s,:\[\]{}()\"]*")  # a word inside a list or table
@@ -44,6 +44,7 @@ class Composed:
     config: DictConfig  # unresolved: what is written to the run folder, so that nothing read from the environment is
     tree: dict[str, Any]  # resolved, plain
     problems: list[str] = field(default_factory=list)
+    verb: str = ""  # what runs it: a module and a function of commands/
 
 
 def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> Composed:
@@ -58,20 +59,21 @@ def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> 
     values = [o for o in parsed if o.key_or_group not in groups]
     given = {o.key_or_group: o.value() for o in values}
     source = given.get("run.dir") if given.get("resume") else given.get("from")
-    verb = primary(verb, [(o.key_or_group, o.value()) for o in choices], str(source) if source else None, folder)
-    chosen = [str(o.input_line) for o in choices] + own_data(verb, {o.key_or_group for o in choices}, given.get("data.train"))
+    verb = way(verb, {o.key_or_group for o in choices}, given)
+    name = primary(verb, [(o.key_or_group, o.value()) for o in choices], str(source) if source else None, folder)
+    chosen = [str(o.input_line) for o in choices] + own_data(name, {o.key_or_group for o in choices}, given.get("data.train"))
     with initialize_config_dir(str(home()), version_base="1.3"):
         _allow_resolvers()
-        base: Any = OmegaConf.to_container(_compose(verb, searched + chosen), resolve=False)
+        base: Any = OmegaConf.to_container(_compose(name, searched + chosen), resolve=False)
         known = [o for o in values if _key_exists(o, base, groups, problems)]
-        config = _compose(verb, searched + chosen + [str(o.input_line) for o in known])
+        config = _compose(name, searched + chosen + [str(o.input_line) for o in known])
         tree = _resolve(config, problems)
     refuse_targets(tree)
     problems += [p for p in (disagreement(tree),) if p]
     tree = plain(tree)
     if tree.get("plugins") and not any(o.key_or_group == "plugins" for o in known):
         raise Unsafe("plugins: only the command line may name packages to import, never a file")
-    return Composed(config, tree, problems)
+    return Composed(config, tree, problems, verb)
 
 
 def places(folder: Path | None) -> dict[str, str]:

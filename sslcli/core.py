@@ -141,6 +141,11 @@ class Task(Objective, ABC):
     def coder(config: Mapping[str, Any]) -> Any:
         """How examples of this task are read (data.examples.Coder), from the task's configuration alone: no model is known yet."""
 
+    @classmethod
+    def untrained(cls, config: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
+        """How a pretrained model (its config.json) does this task as it is: the configuration with every `auto` decided."""
+        raise ValueError("has to be trained first; ssl finetune does that")
+
     @abstractmethod
     def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
         """What is found in each row of the batch. A long example is several rows (windows)."""

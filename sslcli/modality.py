@@ -62,6 +62,9 @@ class Modality(ABC):
     verbatim: bool  # whether its text is kept beside its tokens
     seed: int
     valid: Any
+    test: Any
+    labels: list[str] | None
+    descriptions: dict[Any, str] | list[str] | None  # of labels
     columns: Any
     allow_changed: bool
 

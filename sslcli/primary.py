@@ -25,6 +25,11 @@ def primary(verb: str, named: Iterable[tuple[str, Any]], source: str | None, fol
     return _file(verb, (_of_run(source) if source else None) or TEXT)
 
 
+def way(verb: str, chosen: Iterable[str], given: Iterable[str]) -> str:
+    """`evaluate` has two: a finished run, or (with from= or task=) a pretrained model as it is."""
+    return "untrained" if verb == "evaluate" and ("from" in given or "task" in chosen) else verb
+
+
 def own_data(primary_name: str, chosen: Iterable[str], train: Any) -> list[str]:
     """The choice of `data` that naming own pictures implies: the embedded ones bring settings (no mirroring) with them."""
     if primary_name.endswith("_image") and "data" not in chosen and train is not None and not str(train).startswith("digits"):

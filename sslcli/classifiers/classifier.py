@@ -1,8 +1,8 @@
 """The one face of classifiers: what is minimised, what is solved, and how logits come of a text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,13 @@ from sslcli.losses import settle
 
 SEEN, TOKENS = 10_000, 4096  # rows that a head is solved on, and tokens of one forward pass
 STRENGTH = 10.0  # of that solution: the inverse of its ridge, for vectors of unit length (C in scikit-learn)
+
+
+Read: TypeAlias = Callable[[Sequence[str]], Batch]
+"""Texts as a batch, on the network's device."""
+
+Every: TypeAlias = Callable[[], Iterator[tuple[np.ndarray, Batch]]]
+"""(the examples that they belong to, rows) of all that is to be predicted."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Classifier:
     """Its state is all in `head`, which the task owns and the run delivers."""
 
     kind: ClassVar[str]  # as `task.head` names it
-    head_kind: ClassVar[str] = "sequence_classification"  # as in core.Objective
+    head_kind: ClassVar[str | None] = "sequence_classification"  # as in core.Objective
     in_pairs: ClassVar[bool] = False  # rows of a label are drawn two and two, and a batch is never cut
     batch_size, passes, least_steps, tuned_times_width = Task.batch_size, Task.passes, Task.least_steps, Task.tuned_times_width
     head: nn.Module
@@ -58,6 +65,12 @@ class Classifier:
 
     def conclude(self, model: Backbone, stream: Any) -> None:
         """After the last one."""
+
+    def look(self, model: Backbone, read: Read, every: Every) -> None:
+        """Before texts are predicted: what has to be known of the labels, or of all the texts."""
+
+    def receipt(self) -> dict[str, Any]:
+        return {}
 
     def only(self, *allowed: str) -> None:
         """Refuse labels of a kind that this head cannot learn."""

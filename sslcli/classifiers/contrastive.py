@@ -18,6 +18,7 @@ from sslcli.core import Backbone, Batch, Output, gathered
 from sslcli.errors import BadInput
 from sslcli.losses import supervised_contrastive
 
+TEMPERATURE = 0.1  # of cosines, where the user names none
 TOKENS = 4096  # padded tokens of a batch that keep what the backward pass needs; of longer batches, pieces are computed again
 
 
@@ -30,7 +31,7 @@ class Contrastive(Linear):
         self.only("single", "ordinal")
         if setting.counts and max(setting.counts.values()) < 2:
             raise ValueError("head=contrastive: no label has two texts to compare; use head=linear, or more labelled texts")
-        self.temperature = float(setting.options["temperature"])
+        self.temperature = float(setting.options["temperature"] or TEMPERATURE)
         self.head.requires_grad_(False)  # solved, not trained
 
     def forward(self, model: Backbone, batch: Batch) -> Output:

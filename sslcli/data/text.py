@@ -41,11 +41,13 @@ class TextData:
         gallery: Where = None,
         pairs: Where = None,
         unlabelled: Where = None,
+        descriptions: dict[Any, str] | list[str] | None = None,
     ):
         self.seed, self.train, self.valid, self.test, self.gallery, self.pairs = seed, train, valid, test, gallery, pairs
         self.unlabelled = train if unlabelled is None else unlabelled
         self.columns, self.encoding, self.delimiter, self.labels = columns, encoding, delimiter, labels
         self.max_length, self.too_long, self.shots, self.valid_fraction = max_length, too_long, shots, valid_fraction
+        self.descriptions = descriptions  # of labels, for a model that was trained on none
         self.on_bad_record, self.allow_empty, self.allow_changed = on_bad_record, allow_empty, allow_changed
 
     @staticmethod

@@ -59,17 +59,18 @@ class Text(Backbone):
             set_dropout(config, dropout)
         if kind == "sequence_classification" and config.model_type in POOLED and not native:
             kind = None  # these get a pooled classifier of ours
-        asked, kind = kind, ("causal_lm" if config.model_type in DECODERS else "masked_lm") if kind == "language_model" else kind
+        language_model = "causal_lm" if config.model_type in DECODERS else "masked_lm"
+        borrowed = {"language_model": language_model, "entailment": "sequence_classification"}
+        asked, kind = kind, borrowed.get(kind or "", kind)
         auto = AUTO[kind] if kind else AutoModel
         self = cls.__new__(cls)
         Backbone.__init__(self)
         full, self.loaded = pretrained(auto, folder, config, random)
-        if asked == "language_model" and not random and (lost := _head_lost(full, self.loaded["new"])):
-            what = f"has no language model's head ({printable(lost)} is not in it), which task.head=prompt asks"
-            raise BadCheckpoint(f"{printable(folder)}: {what}; use a run of objective=masked_lm or causal_lm, or another head")
+        if asked in borrowed and not random:
+            _refuse_lost(folder, full, self.loaded["new"], str(asked))
         self._adopt(full.base_model, full if kind else None, kind)
-        borrowed = kind == "sequence_classification"  # a family's own classifier pools by itself
-        self.pooling = pooling or (None if borrowed else read_pooling(folder)) or self.pooling
+        own = kind == "sequence_classification"  # a family's own classifier pools by itself
+        self.pooling = pooling or (None if own else read_pooling(folder)) or self.pooling
         return self
 
     def _adopt(self, base: PreTrainedModel, full: PreTrainedModel | None = None, kind: str | None = None) -> None:
@@ -114,6 +115,7 @@ class Text(Backbone):
             attention_mask=batch.get("mask"),
             **({"position_ids": batch["positions"]} if "positions" in batch else {}),
             **({"use_cache": False} if self.decoder else {}),
+            **({"token_type_ids": batch["types"]} if "types" in batch else {}),
             **self._more,
         )
         if self._more:
@@ -135,8 +137,9 @@ class Text(Backbone):
         """The same hidden states from the real tokens alone, with zeros where padding is: no layer spends time on that."""
         ids, places = batch["ids"], mask.flatten().nonzero()[:, 0]
         positions = (torch.arange(ids.shape[1]) + self.first_position).expand_as(ids).flatten()[places]
+        types = {"token_type_ids": batch["types"].flatten()[places][None]} if "types" in batch else {}
         with attention.packed(mask):
-            output = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None], **self._more)
+            output = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None], **types, **self._more)
 
         def padded(states: Tensor) -> Tensor:
             return states.new_zeros(mask.numel(), states.shape[-1]).index_copy(0, places, states[0]).unflatten(0, mask.shape)
@@ -230,9 +233,15 @@ def _config(
     return ModernBertConfig(max_position_embeddings=positions, **sizes, **drop, **ends, **full, **common)
 
 
-def _head_lost(full: PreTrainedModel, new: Sequence[str]) -> str | None:
-    """The first tensor of the head on the network that did not come with it."""
-    return next((name for name in new if not name.startswith(f"{full.base_model_prefix}.")), None)
+def _refuse_lost(folder: Path, full: PreTrainedModel, new: Sequence[str], head: str) -> None:
+    """A pretrained head on the network must have come with it."""
+    lost = next((name for name in new if not name.startswith(f"{full.base_model_prefix}.")), None)
+    if lost is None:
+        return
+    if head == "entailment":
+        raise BadCheckpoint(f"{printable(folder)}: has no classifier ({printable(lost)} is not in it), which task.by=nli asks")
+    what = f"has no language model's head ({printable(lost)} is not in it), which task.head=prompt asks"
+    raise BadCheckpoint(f"{printable(folder)}: {what}; use a run of objective=masked_lm or causal_lm, or another head")
 
 
 def _fused_attention(base: PreTrainedModel) -> bool:
