@@ -104,7 +104,7 @@ def _fashion(bench: Bench) -> None:
     train, test = (f"data.{s}={folder / f'{name}-images-idx3-ubyte.gz'}" for s, name in (("train", "train"), ("test", "t10k")))
     seconds = (1 if bench.quick else MINUTES) * 60
     run = bench.fresh("fashion")
-    words = ["experiment=small_images", "augment=grey", "data.mirror=true", f"trainer.time_limit={seconds}s"]
+    words = ["experiment=small_images", f"trainer.time_limit={seconds}s"]
     bench.ssl("pretrain", *words, train, f"run.dir={run}")
     _, scores = _few(bench, run, [train, test, "data.shots=10"])
     _compared(bench, f"fashion-mnist, 10 labels a class: top-1 after {seconds / 60:g} minutes against from scratch", scores)
