@@ -1,4 +1,4 @@
-"""Few labels: heads against SetFit and against logistic regression on frozen vectors; adapters, adversaries and terms against the plain run."""
+"""Few labels: heads against SetFit and logistic regression on frozen vectors; adapters, adversaries, more pretraining against none."""
 
 import json
 import statistics
@@ -117,7 +117,7 @@ def _adversaries(bench: Bench) -> None:
             for seed in range(bench.seeds):
                 train, test = subset(bench, name, seed)
                 done = tuned(bench, train, test, seed, "task.head=linear", f"adversarial={kind}", "trainer.steps=100")
-                more = bench.ssl("evaluate", f"run={done.result['run']}", f"data.test={test}", "robustness=attacks")
+                more = bench.ssl("evaluate", f"run={done.result['run']}", f"data.test={test}", "robustness=true")
                 clean.append(done.result["test"]["accuracy"])
                 attacked.append(more.result["robustness"])
             bench.row(f"{name}: adversarial={kind}, accuracy", statistics.mean(clean), by_seed=clean, attacked=attacked)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslcli import config, schema
+from sslcli import config, earlier, schema
 from sslcli.build import Modules
 from sslcli.calibration import Calibration
 from sslcli.commands.finetune import finetune
@@ -42,7 +42,7 @@ class Finished:
         """Everything comes from the folder; its configuration passes the same checks as a stranger's."""
         tree = config.load(config_of(folder)) | {"plugins": list(plugins)}
         verb = "finetune" if "task" in tree else "pretrain"
-        parts = schema.check(finetune if verb == "finetune" else pretrain, tree)
+        parts = schema.check(finetune if verb == "finetune" else pretrain, earlier.completed(tree, verb))
         try:
             facts = json.loads((folder / "data.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
