@@ -10,7 +10,7 @@ usage: ssl <command> [key=value ...] [options]
 commands
   pretrain     self-supervised, on an unlabelled corpus
   finetune     a task with labels, from a pretrained model or run
-  evaluate     a finished run, on other data
+  evaluate     a finished run, on other data; or a pretrained model as it is
   export       a finished run, as hf, onnx or torch, checked against the trained model
   report       finished runs, as one HTML page; several are compared
   leaks        rows that stand in two parts of the data, such as test and train
@@ -74,16 +74,23 @@ VERBS = {
   ssl finetune -m optimizer.lr=1e-5,3e-5,5e-5 seed=0,1 from=runs/lm data.train=train.csv""",
     ),
     "evaluate": (
-        "ssl evaluate: a finished run on other data, with the run's own settings.",
+        "ssl evaluate: a finished run on other data, with the run's own settings; or a pretrained model as it is.",
         (),
         """\
   run=runs/topic               the run
   data.test=other.csv          what to score it on; left out, the run's own test (or held-out) data
   data.columns.text=body       which column is what, where guessing is wrong
-  out=runs/topic-other         where the scores and predictions.jsonl go; left out, a folder beside the run""",
+  out=runs/topic-other         where the scores and predictions.jsonl go; left out, a folder beside the run
+  from=<folder or hub name>    instead of run=: a pretrained model as it is, without training, on the task that task= names:
+                               text_classification with task.head=zero_shot and data.labels, text_similarity, text_retrieval
+  data.descriptions={a: ...}   zero-shot: what a label means, where its name does not say it; or a list, in the order of data.labels
+  task.by=nli                  zero-shot: embedding, cloze or nli; left out, what the model is made for
+  task.abstain=0.1             zero-shot: the tenth of the texts that is least certain is left to people""",
         """\
   ssl evaluate run=runs/topic data.test=other.csv
   ssl evaluate run=runs/lm data.test='heldout/*.txt'
+  ssl evaluate from=runs/lm task=text_classification task.head=zero_shot data.test=test.csv 'data.labels=[sports,politics]'
+  ssl evaluate from=runs/lm task=text_similarity data.test=pairs.csv
   ssl evaluate run=runs/find data.test=queries/ data.gallery=gallery/""",
     ),
     "export": (

@@ -201,3 +201,26 @@ def test_it_is_not_for_training(ssl, labelled: Path, minilm: Path) -> None:
     assert done.code == 2 and "learns nothing from labels" in done.err and not Path("run").exists(), done.err
     done = ssl("evaluate", "from=elsewhere/nothing", "task=token_classification", "data.test=x", "out=asked")
     assert done.code == 2 and done.err.count("error:") == 1, done.err
+
+
+def test_similarity_of_texts_needs_no_training(ssl, minilm: Path, tmp_path: Path) -> None:
+    from scipy.stats import spearmanr
+
+    texts = [row["text"] for row in rows(12)]
+    pairs = [{"text_a": a, "text_b": b, "score": float(i % 5)} for i, (a, b) in enumerate(zip(texts[:6], texts[6:], strict=True))]
+    test = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    done = ssl("evaluate", "task=text_similarity", f"from={minilm}", f"data.test={test}", "out=asked")
+    assert done.code == 0, done.err
+    vectors = mean_vectors(minilm, texts)
+    cosines = (vectors[:6] * vectors[6:]).sum(1)
+    found = [json.loads(x)["prediction"] for x in Path("asked/predictions.jsonl").read_text().splitlines()]
+    assert found == pytest.approx(cosines.tolist(), abs=1e-4)
+    assert done.result["test"]["spearman"] == pytest.approx(spearmanr(cosines, [p["score"] for p in pairs]).statistic, abs=1e-6)
+
+
+def test_passages_are_found_without_training(ssl, minilm: Path, tmp_path: Path) -> None:
+    passages = [{"id": str(i), "text": row["text"]} for i, row in enumerate(rows(9))]
+    queries = [{"query": "a pet that purrs by the fire", "positives": ["2"]}, {"query": "a boat in winter weather", "positives": ["8"]}]
+    gallery, test = write_jsonl(tmp_path / "passages.jsonl", passages), write_jsonl(tmp_path / "queries.jsonl", queries)
+    done = ssl("evaluate", "task=text_retrieval", f"from={minilm}", f"data.test={test}", f"data.gallery={gallery}", "out=asked")
+    assert done.code == 0 and done.result["test"]["recall@1"] == 1.0, done.err

@@ -62,6 +62,10 @@ class TextRetrieval(Task):
     def coder(config: Mapping[str, Any]) -> QueryCoder:
         return QueryCoder()
 
+    @classmethod
+    def untrained(cls, config: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
+        return {**config, "loss": "none"}
+
     def rows(self, store: Store) -> Places:
         return Places(store.count, store["ids"].lengths(), packed=self.packed)
 

@@ -49,6 +49,10 @@ class TextSimilarity(Task):
     def coder(config: Mapping[str, Any]) -> PairCoder:
         return PairCoder()
 
+    @classmethod
+    def untrained(cls, config: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
+        return {**config, "loss": "none"}
+
     def rows(self, store: Store) -> Places:
         return Places(store.count, store["ids"].lengths() + store["ids_b"].lengths(), packed=self.packed)
 
