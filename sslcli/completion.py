@@ -67,7 +67,7 @@ def complete(line: str) -> list[str]:
     found = choices()
     key, equals, value = current.partition("=")
     if equals:
-        return [f"{key}={c}" for c in found.get(key, {}) if c.startswith(value)]
+        return [f"{key}={c}" for c in found.get(key.lstrip("+"), {}) if c.startswith(value)]
     chosen = dict(w.split("=", 1) for w in before[1:] if "=" in w)
     return sorted({k for k in _keys(verb, chosen) if k.startswith(current)})
 
@@ -79,6 +79,8 @@ def _keys(verb: str, chosen: dict[str, str]) -> Iterator[str]:
     for name in re.findall(r"^(\w+):", text, re.MULTILINE):
         if name != "defaults":
             yield f"{name}="
+    if verb == "finetune":
+        yield "+compare="
     for group, default in defaults.items():
         yield f"{group}="
         path = home() / group / f"{chosen.get(group, default)}.yaml"

@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from sslcli.errors import BadInput, Unsafe, printable
 from sslcli.guard import guard, guard_folder, refuse_targets
 from sslcli.help import home
-from sslcli.primary import disagreement, own_data, plain, primary, way
+from sslcli.primary import disagreement, own_data, plain, primary, way, written
 from sslcli.schema import suggest
 
 FOREIGN = re.compile(r"[^\s,:\[\]{}()\"]*[^\x00-\x7f\s][^\s,:\[\]{}()\"]*")  # a word inside a list or table
@@ -61,7 +61,7 @@ def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> 
     source = given.get("run.dir") if given.get("resume") else given.get("from")
     verb = way(verb, {o.key_or_group for o in choices}, given)
     name = primary(verb, [(o.key_or_group, o.value()) for o in choices], str(source) if source else None, folder)
-    chosen = [str(o.input_line) for o in choices] + own_data(name, {o.key_or_group for o in choices}, given.get("data.train"))
+    chosen = [written(o) for o in choices] + own_data(name, {o.key_or_group for o in choices}, given.get("data.train"))
     with initialize_config_dir(str(home()), version_base="1.3"):
         _allow_resolvers()
         base: Any = OmegaConf.to_container(_compose(name, searched + chosen), resolve=False)
@@ -161,6 +161,9 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> list[Override]:
             raise Unsafe(f"{printable(text)}: Hydra itself is not configurable here")
         if parsed[-1].is_sweep_override():
             problems.append(f"{printable(text)}: several values; add -m to sweep over them, or quote the value")
+            parsed.pop()
+        elif parsed[-1].key_or_group == "compare":
+            problems.append(f"{printable(text)}: a comparison is several runs; add -m")
             parsed.pop()
     return parsed
 

@@ -55,7 +55,7 @@ VERBS = {
     ),
     "finetune": (
         "ssl finetune: one task over labelled examples, from a pretraining run, a model folder or a hub name.",
-        ("data", "tokenizer", "augment", "model", "task", "peft", "adversarial", "optimizer", "trainer", "experiment"),
+        ("data", "tokenizer", "augment", "model", "task", "peft", "adversarial", "optimizer", "trainer", "compare", "experiment"),
         """\
   from=runs/lm                 the model to start from; init=random takes its architecture untrained, for comparison
   data.train=train.csv         labelled data; also data.valid, data.test (without data.valid a part of train is held out)
@@ -64,6 +64,7 @@ VERBS = {
   pooling=cls                  how a text's states become one vector, where not as the model has it: mean, cls, max, last, first_last
   data.shots=8                 only so many labels of each class
   trainer.seeds=1              one run where several are usual: below 1,000 labels there are 3, with their mean and its interval
+  -m +compare=heads            methods side by side, three seeds each: score, difference to the first, trainable share, memory, time
   optimizer.lr=1e-4            the peak learning rate; left out, it follows from the model's width""",
         """\
   ssl finetune from=runs/lm data.train=train.csv data.test=test.csv run.dir=runs/topic
@@ -71,7 +72,8 @@ VERBS = {
   ssl finetune task=text_similarity from=runs/lm data.train=pairs.csv data.test=sts.csv       # task.loss=none: the model as it is
   ssl finetune task=text_retrieval from=runs/lm data.train=queries.jsonl data.gallery=passages.jsonl
   ssl finetune task=image_classification from=runs/photos data.train=train/ data.test=test/     # a folder a class
-  ssl finetune -m optimizer.lr=1e-5,3e-5,5e-5 seed=0,1 from=runs/lm data.train=train.csv""",
+  ssl finetune -m optimizer.lr=1e-5,3e-5,5e-5 seed=0,1 from=runs/lm data.train=train.csv
+  ssl finetune -m +compare=heads from=runs/lm data.train=train.csv data.test=test.csv data.shots=8""",
     ),
     "evaluate": (
         "ssl evaluate: a finished run on other data, with the run's own settings; or a pretrained model as it is.",

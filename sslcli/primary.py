@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from sslcli.help import home
@@ -28,6 +29,12 @@ def primary(verb: str, named: Iterable[tuple[str, Any]], source: str | None, fol
 def way(verb: str, chosen: Iterable[str], given: Iterable[str]) -> str:
     """`evaluate` has two: a finished run, or (with from= or task=) a pretrained model as it is."""
     return "untrained" if verb == "evaluate" and ("from" in given or "task" in chosen) else verb
+
+
+def written(choice: Override) -> str:
+    """As Hydra takes it: `peft=null`, none of a group, is `~peft` there."""
+    none = choice.value() is None and not choice.is_delete()
+    return f"~{choice.key_or_group}" if none else str(choice.input_line)
 
 
 def own_data(primary_name: str, chosen: Iterable[str], train: Any) -> list[str]:

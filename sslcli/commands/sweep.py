@@ -1,68 +1,27 @@
 """`-m`: every combination of the swept values, each in a process of its own, so that one that fails takes nothing with it."""
 
-import contextlib
-import csv
 import itertools
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from sslcli.config import parse
+from sslcli.commands.job import Job
+from sslcli.commands.sweep_table import report
+from sslcli.comparison import KEY, SEEDS, Comparison
+from sslcli.config import compose, parse
 from sslcli.errors import BadInput, printable
-from sslcli.log import Screen, shown
-from sslcli.metrics import mean_interval
+from sslcli.log import Screen
 from sslcli.run import write_atomically
-
-STATES = {
-    0: "done",
-    2: "bad input",
-    4: "diverged",
-    5: "bad checkpoint",
-    6: "storage",
-    8: "memory",
-    9: "busy",
-    10: "refused",
-    75: "preempted",
-}
-SCORES = ("accuracy", "macro_f1", "f1", "loss", "perplexity")
-
-
-@dataclass
-class Job:
-    name: str  # what it runs, however that was written
-    choice: dict[str, str]  # the swept keys and this job's values
-    overrides: list[str]
-    folder: Path  # the sweep's, until the job has one of its own
-    number: int = 0
-    code: int | None = None
-    seconds: float = 0.0
-    scores: dict[str, Any] = field(default_factory=dict)
-    cheap: dict[str, Any] = field(default_factory=dict)  # the same scores, of the baseline
-    method: str = ""  # the baseline's
-
-    def read(self) -> None:
-        """The scores out of its metrics.json."""
-        with contextlib.suppress(OSError, ValueError):
-            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-            split, cheap = "test" if "test" in metrics else "valid", metrics.get("baseline") or {}
-            self.scores = {f"{split}_{k}": v for k, v in metrics.get(split, {}).items() if k in SCORES}
-            self.cheap = {f"{split}_{k}": v for k, v in cheap.items() if k in SCORES}
-            self.method = cheap.get("method", "")
-
-    @property
-    def state(self) -> str:
-        return "waiting" if self.code is None else STATES.get(self.code, f"failed ({self.code})")
 
 
 def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
@@ -76,16 +35,41 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
         )
     screen = Screen(flags.get("quiet", False), flags.get("verbose", False))
     root = Path(own.get("sweep.dir") or f"sweeps/{time.strftime('%Y%m%d-%H%M%S')}-{verb}")
+    folder = Path(flags["folder"]) if "folder" in flags else None
+    comparison, rest = _comparison(rest, folder)
     jobs = _jobs(rest, root)
+    if comparison:
+        _refuse_unfit(verb, jobs[0], folder)
     root.mkdir(parents=True, exist_ok=True)
     _place(jobs, root)
     screen.say(f"{len(jobs)} runs in {root}, {own.get('sweep.parallel', 1)} at a time")
     passed = [w for flag, w in (("dry_run", "--dry-run"),) if flags.get(flag)]
-    if "folder" in flags:
-        passed += ["--config-dir", str(Path(flags["folder"]).resolve())]
+    if folder:
+        passed += ["--config-dir", str(folder.resolve())]
     _run_all(verb, jobs, int(own.get("sweep.parallel", "1")), passed, screen)
-    _report(root, jobs, screen)
+    report(root, jobs, comparison, screen)
     return 0 if all(job.code == 0 for job in jobs) else 1
+
+
+def _comparison(overrides: Sequence[str], folder: Path | None) -> tuple[Comparison | None, list[str]]:
+    """What `+compare=<name>` asks for, and the overrides with its values and seeds in its place, where the user names none."""
+    given = {o.lstrip("+").partition("=")[0]: o.partition("=")[2] for o in overrides}
+    if KEY not in given:
+        return None, list(overrides)
+    made = Comparison.open(given[KEY], folder)
+    rest = [o for o in overrides if o.lstrip("+").partition("=")[0] != KEY]
+    asked = f"{made.axis}={given.get(made.axis) or ','.join(made.values)}"
+    values = [job.choice[made.axis] for job in _jobs([asked], Path()) if job.choice]  # as jobs have them
+    if len(values) < 2:
+        raise BadInput(f"{printable(asked)}: {KEY}={made.name} needs several values of it, the plain one first; or leave it out")
+    rest = [*(o for o in rest if o.lstrip("+").partition("=")[0] != made.axis), asked]
+    return replace(made, values=values), rest if "seed" in given else [*rest, f"seed={','.join(SEEDS)}"]
+
+
+def _refuse_unfit(verb: str, job: Job, folder: Path | None) -> None:
+    """A key that this kind of run does not have is told once, before a run of a comparison begins."""
+    if problems := compose(verb, job.overrides, folder).problems:
+        raise BadInput("\n".join(problems))
 
 
 def _jobs(overrides: Sequence[str], root: Path) -> list[Job]:
@@ -151,12 +135,11 @@ def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str
 
 def _start(verb: str, job: Job, passed: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
     """The job's own process; what it says goes to a file beside its folder, so that nothing is shown only at the end."""
-    log = job.folder.with_suffix(".log")
     where = [f"run.dir={job.folder}", "resume=auto"] if verb in ("pretrain", "finetune") else [f"out={job.folder}"]
     if verb == "finetune" and not any(o.lstrip("+").startswith("trainer.seeds=") for o in job.overrides):
         where.append("trainer.seeds=1")  # a sweep is over its own seeds
     command = [sys.executable, "-m", "sslcli", verb, *job.overrides, *where, *passed]
-    with log.open("ab") as file:
+    with job.log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True)
 
 
@@ -166,55 +149,3 @@ def _complete(job: Job) -> bool:
     job.code = 0
     job.read()
     return True
-
-
-def _report(root: Path, jobs: Sequence[Job], screen: Screen) -> None:
-    """sweep.json, sweep.csv and the table: state, scores and where to look, a line a run."""
-    scores = list(dict.fromkeys(k for job in jobs for k in job.scores))
-    keys = list(dict.fromkeys(k for job in jobs for k in job.choice))
-    rows = [
-        {"run": str(job.folder), **job.choice, "state": job.state, "exit": job.code, "seconds": round(job.seconds, 1), **job.scores}
-        for job in jobs
-    ]
-    write_atomically(root / "sweep.json", json.dumps(rows, indent=2) + "\n")
-    with (root / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["run", *keys, "state", "exit", "seconds", *scores])
-        writer.writeheader()
-        writer.writerows(rows)
-    table = [[job.folder.name, *(job.choice[k] for k in keys), job.state, *(shown(job.scores.get(k)) for k in scores)] for job in jobs]
-    screen.table(str(root), ("run", *keys, "state", *scores), table)
-    _over_seeds(jobs, keys, screen)
-    for job in jobs:
-        if job.code:
-            screen.warn(f"{job.folder.name} {job.state}: {_last_line(job)}")
-    screen.result({"sweep": str(root), "runs": len(jobs), "failed": sum(job.code != 0 for job in jobs)})
-
-
-def _over_seeds(jobs: Sequence[Job], keys: Sequence[str], screen: Screen) -> None:
-    """Where the seed was swept: each setting's mean score with its 95 % interval, beside what a cheap method makes of the same labels."""
-    keys = [k for k in keys if k != "seed"]
-    found: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}  # setting -> score -> seed -> value
-    for job in jobs:
-        if "seed" not in job.choice:
-            return
-        setting = tuple(job.choice[k] for k in keys)
-        for score, value in job.scores.items():
-            found.setdefault(setting, {}).setdefault(score, {})[job.choice["seed"]] = value
-        for score, value in job.cheap.items():
-            found.setdefault((job.method, *("",) * (len(keys) - 1)), {}).setdefault(score, {})[job.choice["seed"]] = value
-    rows = []
-    for setting, scores in found.items():
-        for score, by_seed in scores.items():
-            values = list(by_seed.values())
-            low, high = mean_interval(values) if len(values) > 1 else (values[0], values[0])
-            shown_values = f"{min(values):.4f} to {max(values):.4f}"
-            rows.append([*(setting or ("",)), score, len(values), statistics.mean(values), f"{low:.4f} to {high:.4f}", shown_values])
-    screen.table("over seeds", (*(keys or [""]), "score", "seeds", "mean", "95 % interval", "lowest to highest"), rows)
-
-
-def _last_line(job: Job) -> str:
-    with contextlib.suppress(OSError):
-        lines = job.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        errors = [line for line in lines if line.startswith("error:")]
-        return (errors or lines or [""])[-1]
-    return ""
