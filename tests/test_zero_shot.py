@@ -224,3 +224,5 @@ def test_passages_are_found_without_training(ssl, minilm: Path, tmp_path: Path) 
     gallery, test = write_jsonl(tmp_path / "passages.jsonl", passages), write_jsonl(tmp_path / "queries.jsonl", queries)
     done = ssl("evaluate", "task=text_retrieval", f"from={minilm}", f"data.test={test}", f"data.gallery={gallery}", "out=asked")
     assert done.code == 0 and done.result["test"]["recall@1"] == 1.0, done.err
+    again = ssl("evaluate", "run=asked")
+    assert again.code == 2 and "is an evaluation, which keeps no model" in again.err and again.err.count("error:") == 1, again.err

@@ -16,7 +16,7 @@ from sslcli.commands.finetune import finetune
 from sslcli.commands.pretrain import pretrain
 from sslcli.commands.tuned import reopened
 from sslcli.core import Batch, Objective, Task
-from sslcli.errors import BadCheckpoint, printable
+from sslcli.errors import BadCheckpoint, BadInput, printable
 from sslcli.modality import Modality
 from sslcli.run import config_of
 from sslcli.schema import Part
@@ -41,6 +41,8 @@ class Finished:
     def open(cls, folder: Path, plugins: Sequence[str]) -> "Finished":
         """Everything comes from the folder; its configuration passes the same checks as a stranger's."""
         tree = config.load(config_of(folder)) | {"plugins": list(plugins)}
+        if "out" in tree:
+            raise BadInput(f"run={printable(folder)}: is an evaluation, which keeps no model; name the run or model that it evaluated")
         verb = "finetune" if "task" in tree else "pretrain"
         parts = schema.check(finetune if verb == "finetune" else pretrain, earlier.completed(tree, verb))
         try:
