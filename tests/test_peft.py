@@ -161,7 +161,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(part: Part[Peft], precision: torc
     second.modules.load_state_dict({n: t.clone() for n, t in _buffers(first.modules).items()}, strict=False)
     second.steps(13, 24)
     for run in (whole, second):
-        run.optimizer.release(run.optimizer.best_weights())  # asserts that no frozen weight moved
+        run.optimizer.release(run.optimizer.best_weights())
     here, there = whole.modules.state_dict(), second.modules.state_dict()
     assert all(torch.equal(here[n], there[n]) for n in here)
     assert all(t.dtype == torch.float32 for t in here.values() if t.is_floating_point())
