@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class TextAugment(Augment):
     """A change of training batches. `begin` knows the run, then it is called in the thread that reads."""
 
     said = ""
+    mixes: ClassVar[bool] = False  # texts of several labels become one
 
     def begin(self, model: Any, tokenizer: Tokenizer, store: Store) -> None:
         self.store, self.tokenizer = store, tokenizer

@@ -19,6 +19,8 @@ class Mixup(TextAugment):
     """A pooled vector is mixed with that of another text of the batch, and so is the loss: `kept` of its own label's and the rest of the
     other's, which is the loss of the mixed label. Shares come from Beta(alpha, alpha)."""
 
+    mixes = True
+
     def __init__(self, *, probability: Annotated[float, Field(ge=0, le=1)], alpha: Annotated[float, Field(gt=0)]):
         self.probability, self.alpha = probability, alpha
 

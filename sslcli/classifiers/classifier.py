@@ -41,6 +41,8 @@ class Classifier:
     kind: ClassVar[str]  # as `task.head` names it
     head_kind: ClassVar[str | None] = "sequence_classification"  # as in core.Objective
     in_pairs: ClassVar[bool] = False  # rows of a label are drawn two and two, and a batch is never cut
+    mixable: ClassVar[bool] = True  # vectors of several labels may be mixed
+    memory: nn.Module | None = None  # what it remembers over a resume, and does not deliver
     batch_size, passes, least_steps, tuned_times_width = Task.batch_size, Task.passes, Task.least_steps, Task.tuned_times_width
     head: nn.Module
 
@@ -69,6 +71,9 @@ class Classifier:
     def look(self, model: Backbone, read: Read, every: Every) -> None:
         """Before texts are predicted: what has to be known of the labels, or of all the texts."""
 
+    def after_step(self) -> None:
+        """After a step that was taken."""
+
     def receipt(self) -> dict[str, Any]:
         return {}
 
@@ -79,10 +84,10 @@ class Classifier:
 
 
 @torch.no_grad()
-def vectors(model: Backbone, stream: Any) -> tuple[Tensor, Tensor]:
-    """Pooled vectors [N, D] and labels of the training rows, or of an even sample of very many."""
+def vectors(model: Backbone, stream: Any, rows: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+    """Pooled vectors [N, D] and labels of these training rows; else of all, or of an even sample of very many."""
     places, device = stream.places, next(model.parameters()).device
-    rows = np.arange(0, places.count, -(-places.count // SEEN))
+    rows = np.arange(0, places.count, -(-places.count // SEEN)) if rows is None else rows
     some = Places(len(rows), places.lengths[rows])
     found = []
     for part in in_order(some, TOKENS):

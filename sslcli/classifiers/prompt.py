@@ -17,7 +17,7 @@ from sslcli.errors import printable
 class Prompt(Classifier):
     """The pretrained head itself is tuned: nothing begins untrained. A word of several tokens has the mean of their logits."""
 
-    kind, head_kind = "prompt", "language_model"
+    kind, head_kind, mixable = "prompt", "language_model", False
 
     def __init__(self, model: Any, tokenizer: Any, setting: Setting):
         super().__init__(model, tokenizer, setting)

@@ -17,7 +17,7 @@ COLD = 0.1  # where the temperature is looked for, as a share of the mean distan
 class Prototype(Linear):
     """-|x - c|^2 / 2t is linear in x but for |x|^2, which is the same for all labels: the head is a linear layer."""
 
-    kind, pooled = "prototype", True
+    kind, pooled, mixable = "prototype", True, False
 
     def __init__(self, model: Any, tokenizer: Any, setting: Setting):
         super().__init__(model, tokenizer, setting)

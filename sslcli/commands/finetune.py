@@ -124,7 +124,8 @@ def _train(
 
     # what stays
     goal.conclude(modules.eval().model, stream)
-    receipts = {"loaded": model.loaded, "moved": moved.receipt(modules), **changed, **judging.calibrate(), **engine.receipts()}
+    receipts = {"loaded": model.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **changed}
+    receipts |= {**judging.calibrate(), **engine.receipts()}
     if tuned:
         receipts["peft"] = tuned.keep(folder, source, ready.task, goal, ready.processor, prepared, ready.begin)
     else:

@@ -27,6 +27,7 @@ from sslcli.data.labels import LabelCoder, Mode
 from sslcli.data.store import Store
 from sslcli.data.stream import in_order, to_device
 from sslcli.data.tokenizer import Tokenizer
+from sslcli.errors import BadInput
 from sslcli.hf.heads import POOLED
 from sslcli.losses import ordinal_targets
 
@@ -85,6 +86,7 @@ class TextClassification(Task):
         self._reading = partial(_texts, self.coder({**options, "head": head, "labelling": labelling}), tokenizer, labels)
         self.classifier = made = CLASSIFIERS[chosen](model, tokenizer, Setting(labels, counts, labelling, self._losses, options))
         self.head_kind = made.head_kind  # type: ignore[misc, assignment]
+        self.memory = made.memory
         self.head, self.couples_rows, self.batch_size = made.head, made.in_pairs, made.batch_size  # type: ignore[misc]
         self.passes, self.least_steps, self.tuned_times_width = made.passes, made.least_steps, made.tuned_times_width
         weights = (
@@ -141,6 +143,8 @@ class TextClassification(Task):
         return self.classifier.forward(model, batch)
 
     def begin(self, model: Backbone, stream: Any) -> None:
+        if getattr(stream.change, "mixes", False) and not self.classifier.mixable:
+            raise BadInput(f"augment: mixes texts of several labels, which head={self.classifier.kind} cannot learn from; use head=linear")
         self.classifier.begin(model, stream)
 
     def conclude(self, model: Backbone, stream: Any) -> None:
@@ -158,6 +162,9 @@ class TextClassification(Task):
 
         self.classifier.look(model, lambda texts: to_device(self._reading(texts), where), every)
         self.calibration = Calibration(confident=self.classifier.least)
+
+    def after_step(self, model: Backbone, progress: float) -> None:
+        self.classifier.after_step()
 
     def receipt(self, stream: Any) -> dict[str, Any]:
         return self.classifier.receipt()
@@ -209,9 +216,10 @@ class TextClassification(Task):
 
 
 def _usual(model: Any, labelling: str, counts: Mapping[str, int]) -> str:
-    """The head that measured best: README."""
-    few = max(counts.values(), default=0) >= 2 and sum(counts.values()) <= FEW * len(counts)
-    return "contrastive" if few and labelling == "single" and model.family in POOLED else "linear"
+    """Contrastive for a pretrained network and few labels, else linear. MiniLM, accuracy against logistic regression on frozen vectors:
+    banking77 0.867 and 0.859, clinc150 0.917 and 0.901 (10 texts a label), sst2 0.672 and 0.610 (8 a label, five draws)."""
+    pretrained, few = model.loaded["tensors"] > 0, max(counts.values(), default=0) >= 2 and sum(counts.values()) <= FEW * len(counts)
+    return "contrastive" if pretrained and few and labelling == "single" and model.family in POOLED else "linear"
 
 
 def _refuse_pooling(model: Any) -> None:
