@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from sslcli import losses
+from sslcli.classifiers.contrastive import similarities
 from sslcli.classifiers.prototype import prototypes, temperature
 from sslcli.core import Places
 from sslcli.data.stream import Stream
@@ -41,6 +42,16 @@ def test_rows_without_a_like_teach_nothing_and_break_nothing() -> None:
     loss, _ = losses.supervised_contrastive(z, torch.arange(3), z, torch.arange(3), 0.1)
     loss.backward()
     assert float(loss.detach()) == 0 and torch.isfinite(z.grad).all()
+
+
+def test_similarities_are_means_over_pairs() -> None:
+    torch.manual_seed(0)
+    x, label = torch.randn(7, 4), torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    cosine = F.cosine_similarity(x[:, None], x[None], dim=-1)
+    pairs = [(i, j) for i in range(7) for j in range(i)]
+    for found, alike in zip(similarities(x, label), (True, False), strict=True):
+        of = [float(cosine[i, j]) for i, j in pairs if bool(label[i] == label[j]) == alike]
+        assert found == pytest.approx(sum(of) / len(of), rel=1e-4)
 
 
 @pytest.mark.parametrize("count", [24, 25, 7])
@@ -117,6 +128,7 @@ def test_contrastive_tuning_resumes_to_the_same_model(ssl, tmp_path: Path, monke
     [
         (["task.head=contrastive", "task.labelling=multi"], "task: head=contrastive: is for one label a text"),
         (["task.head=prototype", "task.labelling=multi"], "task: head=prototype: is for one label a text"),
+        (["task.head=contrastive", "augment=mixup"], "augment: mixes texts of several labels, which head=contrastive cannot learn from"),
         (["task.head=contrastive", "data.shots=1"], "no label has two texts to compare"),
         (["task.head=contrastive", "model=gpt_tiny"], "bring a classifier of their own; use head=linear"),
     ],
