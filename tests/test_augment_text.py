@@ -182,7 +182,7 @@ def test_the_gradient_of_mixup_is_that_of_mixed_labels(ssl, labelled: Path) -> N
     torch.manual_seed(0)
 
     class Pool(torch.nn.Module):
-        family, dim, pools_freely = "bert", 6, True
+        family, dim, pools_freely, pooling = "bert", 6, True, "mean"
 
         def pack(self) -> bool:
             return False
@@ -196,8 +196,6 @@ def test_the_gradient_of_mixup_is_that_of_mixed_labels(ssl, labelled: Path) -> N
         def pool(self, hidden, batch):
             from sslcli.models.text import Text as Network
 
-            self.decoder = False
-            self._pooled = Network._pooled.__get__(self)
             return Network.pool(self, hidden, batch)
 
     facts = {"labelling": "single", "train": {"per_label": {"a": 1, "b": 1, "c": 1}}}

@@ -89,7 +89,12 @@ def work(kind: str) -> tuple[Any, Any, dict[str, Tensor]]:
     if kind == "text":
         return text(), lambda m: TextClassification(m, Words(), NAMES, FACTS, **config("task", "text_classification", dropout=0.0)), batch
     tags = torch.where(mask, ids % 3, -100)
-    batch |= {"label": tags, "word": torch.where(mask, torch.arange(9), -1), "weight": mask.sum().float()}
+    batch |= {
+        "label": tags,
+        "word": torch.where(mask, torch.arange(9), -1),
+        "where": (tags >= 0).flatten().nonzero()[:, 0],
+        "weight": mask.sum().float(),
+    }
     return text(), lambda m: TokenClassification(m, Words(), NAMES, FACTS, **config("task", "token_classification")), batch
 
 

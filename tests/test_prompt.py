@@ -72,7 +72,7 @@ def test_a_prompt_learns_is_delivered_and_comes_back(ssl, corpus: Path, tmp_path
     words = ["finetune", "from=lm", "task.head=prompt", template, WORDS, f"data.train={train}", f"data.test={test}", "baseline=false"]
     done = ssl(*words, "trainer.steps=60", "optimizer.lr=3e-3", "run.dir=run")
     assert done.code == 0, done.err
-    assert done.result["test"]["accuracy"] > 0.9
+    assert done.result["test"]["accuracy"] > 0.8  # a third by chance
     again = ssl("evaluate", "run=run", "out=again")
     assert again.code == 0 and again.result["test"]["accuracy"] == done.result["test"]["accuracy"], again.err
     assert ssl("export", "run=run", "format=hf", "out=dist").code == 0

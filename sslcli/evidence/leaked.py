@@ -60,7 +60,8 @@ def _texts(store: Store) -> Iterator[str]:
     examples = examples_of(store)
     for i in range(examples.count):
         said = json.loads(examples.text(i))["input"]
-        yield " ".join(said) if isinstance(said, list) else said
+        parts = said.values() if isinstance(said, dict) else said if isinstance(said, list) else [said]  # a pair, words, a text
+        yield " ".join(str(part) for part in parts)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
