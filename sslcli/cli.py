@@ -11,7 +11,7 @@ from typing import Any
 from sslcli import __version__, help
 from sslcli.errors import BadInput, OutOfMemory, Preempted, Refusal, printable
 
-VERBS = ("pretrain", "finetune", "evaluate", "export", "report", "leaks")
+VERBS = ("pretrain", "finetune", "evaluate", "export", "curve", "report", "leaks")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +122,10 @@ def _run(verb: str, overrides: Sequence[str], flags: dict[str, Any], words: Sequ
     tree, config_yaml = config.resumed(composed, overrides)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if verb == "curve":
+        from sslcli.commands.curve import curve
 
+        return curve(overrides, flags, composed, config.places(folder))
     from sslcli import schema
     from sslcli.commands import Call
     from sslcli.log import Screen

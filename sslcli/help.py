@@ -11,6 +11,7 @@ commands
   pretrain     self-supervised, on an unlabelled corpus
   finetune     a task with labels, from a pretrained model or run
   evaluate     a finished run, on other data; or a pretrained model as it is
+  curve        how many labels pretraining saved, measured
   export       a finished run, as hf, onnx or torch, checked against the trained model
   report       finished runs, as one HTML page; several are compared
   leaks        rows that stand in two parts of the data, such as test and train
@@ -74,6 +75,21 @@ VERBS = {
   ssl finetune task=image_classification from=runs/photos data.train=train/ data.test=test/     # a folder a class
   ssl finetune -m optimizer.lr=1e-5,3e-5,5e-5 seed=0,1 from=runs/lm data.train=train.csv
   ssl finetune -m +compare=heads from=runs/lm data.train=train.csv data.test=test.csv data.shots=8""",
+    ),
+    "curve": (
+        "ssl curve: how many labels pretraining saved. Fine-tunings with few to all labels, from a pretraining run and from its start.",
+        ("task",),
+        """\
+  from=runs/lm                 the pretraining run (or a pretrained model); its start is what it continued from, or untrained weights
+  data.train=train.csv         labelled data, and data.test, the same for all; all keys of ssl finetune are there
+  curve.labels=[8,16,32,all]   labels of each class, nested; tables and sentences count them in all
+  curve.seeds=3                runs of each
+  curve.at=100                 read where the untouched start has so many labels in all; left out, the most
+  curve.label_price=0.5        says the saving in money
+  sweep.parallel=4             so many runs at a time; sweep.dir=<folder> names where they go. The same command again goes on""",
+        """\
+  ssl curve from=runs/lm data.train=train.csv data.test=test.csv
+  ssl curve from=runs/photos data.train=train/ data.test=test/ curve.labels=[5,10,20,50] curve.label_price=0.1""",
     ),
     "evaluate": (
         "ssl evaluate: a finished run on other data, with the run's own settings; or a pretrained model as it is.",

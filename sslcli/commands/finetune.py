@@ -20,6 +20,7 @@ from sslcli.data.stream import Stream
 from sslcli.data.text import Prepared
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
+from sslcli.evidence import verdict as helped
 from sslcli.hf.pooling import Pooling
 from sslcli.hf.tuning import Peft
 from sslcli.joint import Joint
@@ -51,12 +52,14 @@ def finetune(
     dropout: Annotated[float, Field(ge=0, lt=1)] | None,
     baseline: bool,
     leaks: bool = True,
+    verdict: Literal["auto"] | bool = "auto",
     resume: Literal["auto"] | bool,
     plugins: list[str],
     pooling: Pooling | None = None,
 ) -> dict[str, Any]:
     again = partial(finetune, **locals())  # for other seeds
     call.refuse_beside_from(" (init=random trains its architecture from scratch)")
+    origin = helped.asked(verdict, from_, init, task)
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the examples as it sees them
         source, coder = data.build(seed), task.cls.coder(task.config)
@@ -73,7 +76,7 @@ def finetune(
         if several := Several.wanted(again, folder, replicas, prepared, backbone, processor):
             return several.run(HEADLINE)
 
-        ready = _Ready(folder, replicas, source, task, processor, backbone, begin, tuned, prepared, change, beside)
+        ready = _Ready(folder, replicas, source, task, processor, backbone, begin, tuned, prepared, change, beside, origin)
         return _train(call, ready, adversarial, optimizer, trainer, seed, baseline, leaks)
 
 
@@ -92,6 +95,7 @@ class _Ready:
     prepared: Prepared
     change: Any  # how training rows are augmented
     beside: Beside  # a self-supervised loss
+    origin: helped.Origin | None  # what the verdict on pretraining compares with
 
 
 def _train(
@@ -131,6 +135,7 @@ def _train(
     else:
         folder.save_model(source, model, goal, ready.processor, prepared.labels, prepared.facts.get("labelling") == "multi")
     scores = {"train": facts, **judging.scores(folder, baseline, leaks)}
+    scores |= helped.verdict(ready.origin, ready.task, source, prepared, judging.gallery, engine)
     return folder.finish(scores, receipts, HEADLINE)
 
 

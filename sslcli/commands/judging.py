@@ -35,7 +35,7 @@ class Judging:
         """What judges beside training, where something is held out."""
         if self.valid is None:
             return None
-        self.task.gallery = self._gallery("valid")
+        self.task.gallery = self.gallery("valid")
         return self._judged
 
     def _judged(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Judging:
     def calibrate(self) -> dict[str, Any]:
         return calibrate(self.task, self.model, self.valid, self.world)
 
-    def _gallery(self, split: str) -> Store | None:
+    def gallery(self, split: str) -> Store | None:
         """Where retrieval looks: what the user named; for a held-out part, which may have one picture a label, what it was split off."""
         if split == "test":
             return self.stores.get("gallery")
@@ -58,7 +58,7 @@ class Judging:
         splits = [split for split in ("valid", "test") if split in self.stores]
         scores: dict[str, Any] = {}
         for split in splits:
-            self.task.gallery = self._gallery(split)
+            self.task.gallery = self.gallery(split)
             scores[split] = judge(self.task, self.model, self.stores[split], self.world, folder.run)
         if lines := list(self.task.index_lines()):
             folder.run.write_lines("index.jsonl", lines)

@@ -40,15 +40,20 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
     jobs = _jobs(rest, root)
     if comparison:
         _refuse_unfit(verb, jobs[0], folder)
-    root.mkdir(parents=True, exist_ok=True)
-    _place(jobs, root)
-    screen.say(f"{len(jobs)} runs in {root}, {own.get('sweep.parallel', 1)} at a time")
-    passed = [w for flag, w in (("dry_run", "--dry-run"),) if flags.get(flag)]
-    if folder:
-        passed += ["--config-dir", str(folder.resolve())]
-    _run_all(verb, jobs, int(own.get("sweep.parallel", "1")), passed, screen)
+    run_all(verb, jobs, root, int(own.get("sweep.parallel", "1")), flags, screen)
     report(root, jobs, comparison, screen)
     return 0 if all(job.code == 0 for job in jobs) else 1
+
+
+def run_all(verb: str, jobs: Sequence[Job], root: Path, parallel: int, flags: Mapping[str, Any], screen: Screen) -> None:
+    """Each job in a process and a folder of its own; what is complete is left as it is."""
+    root.mkdir(parents=True, exist_ok=True)
+    _place(jobs, root)
+    screen.say(f"{len(jobs)} runs in {root}, {parallel} at a time")
+    passed = [w for flag, w in (("dry_run", "--dry-run"),) if flags.get(flag)]
+    if "folder" in flags:
+        passed += ["--config-dir", str(Path(flags["folder"]).resolve())]
+    _run_all(verb, jobs, parallel, passed, screen)
 
 
 def _comparison(overrides: Sequence[str], folder: Path | None) -> tuple[Comparison | None, list[str]]:
