@@ -99,12 +99,12 @@ class Backward:
                 for batch in group:
                     self._back(i, batch, 1.0)
 
-    def prices(self, batches: Sequence[Sequence[Batch]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def prices(self, read: Callable[[], Sequence[Sequence[Batch]]]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Of every term with an adversary: what it costs and does on a real batch (name, facts)."""
-        for i, (term, group) in enumerate(zip(self.terms, batches, strict=True)):
-            if getattr(term.adversary, "on", None) is None or not group:
-                continue
-            batch = group[0]
+        hostile_terms = [i for i, term in enumerate(self.terms) if getattr(term.adversary, "on", None) is not None]
+        batches = read() if hostile_terms else []
+        for i in (i for i in hostile_terms if batches[i]):
+            term, batch = self.terms[i], batches[i][0]
             plain = Noise(self.modules.model, term.objective)
             with self.rehearsal():
                 times: dict[bool, list[float]] = {False: [], True: []}

@@ -49,6 +49,7 @@ class Noise:
             yield again
         finally:
             self.forget()
+            self.clean = self.last = None
 
     def _pass(self, forward: Pass) -> Output:
         return forward()

@@ -280,7 +280,7 @@ class Trainer:
 
     def _price(self) -> None:
         """Say what adversaries cost and do, before the first step."""
-        for name, facts in self.backward.prices(self._read(self.at.done)[0]):
+        for name, facts in self.backward.prices(lambda: self._read(self.at.done)[0]):
             self.hostile[name] = facts
             what = f"{facts['cost']:.2f} times the time of a plain step (a pass of {facts['rows']} rows)"
             self.screen.say(f"adversary  {what}; noise {facts['noise']:.3g}, loss {facts['loss']:.4f} {facts['raised']:+.4f}")

@@ -25,8 +25,9 @@ from sslcli.data.stream import Stream, in_order
 from sslcli.errors import BadInput
 from sslcli.evidence.baseline import baseline
 from sslcli.evidence.watch import vectors_of
+from sslcli.losses import supervised_contrastive
 from sslcli.tasks.image_classification import ImageClassification
-from sslcli.tasks.image_retrieval import ImageRetrieval, learnt_whitening, pca_whitening, proxy_anchor, supcon
+from sslcli.tasks.image_retrieval import ImageRetrieval, learnt_whitening, pca_whitening, proxy_anchor
 from tests.conftest import CONFIGS
 from tests.splits import Small, split
 
@@ -367,6 +368,7 @@ def test_a_solved_start_is_a_better_one(data) -> None:
 
 
 def test_supcon_is_its_formula() -> None:
+    supcon = lambda *given, **more: supervised_contrastive(*given, **more)[0]  # noqa: E731
     torch.manual_seed(0)
     vectors, label = F.normalize(torch.randn(7, 5), dim=-1), torch.tensor([0, 0, 1, 1, 1, 2, 0])
     total, counted = 0.0, 0
@@ -378,11 +380,11 @@ def test_supcon_is_its_formula() -> None:
         below = sum(math.exp(float(vectors[i] @ vectors[j]) / 0.1) for j in others)
         total += -sum(math.log(math.exp(float(vectors[i] @ vectors[p]) / 0.1) / below) for p in positives) / len(positives)
         counted += 1
-    assert float(supcon(vectors, vectors, label, label, 0.1)) == pytest.approx(total / counted, rel=1e-5)
-    parts = supcon(vectors[:3], vectors, label[:3], label, 0.1), supcon(vectors[3:], vectors, label[3:], label, 0.1, first=3)
+    assert float(supcon(vectors, label, vectors, label, 0.1)) == pytest.approx(total / counted, rel=1e-5)
+    parts = supcon(vectors[:3], label[:3], vectors, label, 0.1), supcon(vectors[3:], label[3:], vectors, label, 0.1, first=3)
     assert float((3 * parts[0] + 3 * parts[1]) / 6) == pytest.approx(total / counted, rel=1e-5), "row 5 has no positive and counts for none"
     vectors.requires_grad_()
-    supcon(vectors, vectors, label, label, 0.1).backward()
+    supcon(vectors, label, vectors, label, 0.1).backward()
     assert torch.isfinite(vectors.grad).all()
 
 

@@ -1,6 +1,5 @@
 """Texts side by side: pairs with a score, and how every text of them is laid down."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +7,12 @@ import numpy as np
 
 from sslcli.data.examples import Rows
 from sslcli.data.reader import number
+from sslcli.data.survey import Unlabelled
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.errors import BadInput
 
 
-class PairCoder:
+class PairCoder(Unlabelled):
     """How pairs of texts are read (data.survey.Coder): a row is a pair, `ids` of the one text and `ids_b` of the other."""
 
     columns: Sequence[str] = ("text_a", "text_b", "score")
@@ -30,15 +30,6 @@ class PairCoder:
     def tidy(self, example: dict[str, Any]) -> str | None:
         example["score"] = number(example["score"])
         return None
-
-    def labels(self, example: dict[str, Any]) -> list[str]:
-        return []
-
-    def stratum(self, example: dict[str, Any]) -> str:
-        return ""
-
-    def inventory(self, seen: Counter[str], given: list[str] | None) -> list[str]:
-        return []
 
     def gold(self, example: dict[str, Any]) -> Any:
         return example["score"]

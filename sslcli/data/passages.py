@@ -13,7 +13,7 @@ from sslcli.data.examples import Rows, examples_of
 from sslcli.data.pairs import kept, laid
 from sslcli.data.reader import Reader
 from sslcli.data.store import Store, Writer, built, cache
-from sslcli.data.survey import append_lines
+from sslcli.data.survey import Unlabelled, append_lines
 from sslcli.data.text import TextData, listed
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.errors import at, printable
@@ -21,7 +21,7 @@ from sslcli.errors import at, printable
 CHUNK = 2000  # passages that are encoded together
 
 
-class QueryCoder:
+class QueryCoder(Unlabelled):
     """How queries are read (data.survey.Coder). `positives` and `negative` name passages of data.gallery, where it has a column `id`;
     else they are the passages' own texts, and those that the gallery lacks (all of them, without one) are searched too."""
 
@@ -48,15 +48,6 @@ class QueryCoder:
             if strange is not None:
                 return f"names the passage {printable(strange)}, which is not in data.gallery; mend it, or add the passage"
         return None
-
-    def labels(self, example: dict[str, Any]) -> list[str]:
-        return []
-
-    def stratum(self, example: dict[str, Any]) -> str:
-        return ""
-
-    def inventory(self, seen: Counter[str], given: list[str] | None) -> list[str]:
-        return []
 
     def gold(self, example: dict[str, Any]) -> Any:
         return example["positives"]

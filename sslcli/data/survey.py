@@ -34,6 +34,19 @@ class Coder(Protocol):
     def identity(self) -> Any: ...
 
 
+class Unlabelled:
+    """The part of a coder whose examples have no labels."""
+
+    def labels(self, example: dict[str, Any]) -> list[str]:
+        return []
+
+    def stratum(self, example: dict[str, Any]) -> str:
+        return ""
+
+    def inventory(self, seen: Counter[str], given: list[str] | None) -> list[str]:
+        return []
+
+
 class Labelled(Protocol):
     """What the user said of labelled data."""
 

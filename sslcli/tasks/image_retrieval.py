@@ -19,6 +19,7 @@ from sslcli.data.pixels import Pixels
 from sslcli.data.store import Store
 from sslcli.errors import BadInput
 from sslcli.frozen import CERTAIN, best_ridge, labelled, only_last, rounding, vectors
+from sslcli.losses import supervised_contrastive
 
 PROBED = 10_000  # rows that the head's start is solved on
 STEADY = 0.01  # of the mean variance, added to each before it is divided by
@@ -96,7 +97,7 @@ class ImageRetrieval(Task):
         found, label = self.descriptors(model, torch.cat(views)), batch["label"].repeat(len(views))
         if self.loss == "supcon":
             everyone, first = gathered(found)
-            return Output(supcon(found, everyone, label, gathered(label)[0], self.temperature, first))
+            return Output(supervised_contrastive(found, label, everyone, gathered(label)[0], self.temperature, first)[0])
         if self.proxies is None:
             return Output(found.new_zeros(()))
         cosine = found @ F.normalize(self.proxies.float(), dim=-1).t()
@@ -224,16 +225,6 @@ def _examples(store: Store) -> tuple[list[Any], list[Any]]:
     examples = examples_of(store)
     lines = [json.loads(examples.text(i)) for i in range(examples.count)]
     return [line["input"] for line in lines], [line["gold"] for line in lines]
-
-
-def supcon(found: Tensor, everyone: Tensor, label: Tensor, labels: Tensor, temperature: float, first: int = 0) -> Tensor:
-    """L_out of Khosla et al. 2020: unit vectors found [B, D] (rows `first`... of everyone [N, D]), of those that have a positive."""
-    own = torch.arange(len(found), device=found.device) + first
-    logits = (found @ everyone.t() / temperature).scatter(1, own[:, None], -torch.inf)
-    positive = (label[:, None] == labels[None]).scatter(1, own[:, None], False)
-    likelihood = F.log_softmax(logits, -1).masked_fill(~positive, 0).sum(1)
-    some = positive.any(1)
-    return -(likelihood[some] / positive[some].sum(1)).sum() / some.sum().clamp(min=1)
 
 
 def proxy_anchor(cosine: Tensor, label: Tensor) -> Tensor:
