@@ -12,6 +12,8 @@ from scripts.benchmarks.rows import Bench, Done, minilm
 SHOTS = 8  # a class, where the set brings no file of few labels
 SETS = {"banking77": "train_10shot", "clinc150": "train_10shot", "sst2": None, "trec": None}
 LEFT_OUT = {"clinc150": "oos"}  # not an intent
+ADVERSARIES = ("plain", "fgm", "freelb", "smart", "vat")
+OBJECTIVES = ("masked_lm", "simcse", "tsdae")  # before the labels, on the texts of the same set
 BOUND = {"banking77": 400, "clinc150": 80}  # SetFit's steps where its pairs are many: what its authors' default needs takes hours
 
 
@@ -69,7 +71,7 @@ def _heads(bench: Bench) -> None:
         took: dict[str, list[float]] = {"ours": [], "setfit": []}
         for seed in range(bench.seeds):
             train, test = subset(bench, name, seed)
-            ours = tuned(bench, train, test, seed)
+            ours = tuned(bench, train, test, seed, "task.head=auto")
             scores["ours"].append(ours.result["test"]["accuracy"])
             took["ours"].append(ours.seconds)
             common: dict[str, Any] = {"train": train, "test": test, "model": minilm(), "seed": seed}
@@ -82,7 +84,7 @@ def _heads(bench: Bench) -> None:
         best = max(mean["frozen"], mean["setfit"])
         means.append((mean["ours"], best))
         seconds = {k: statistics.mean(v) for k, v in took.items()}
-        bench.row(f"{name}, few labels: accuracy against the better peer", mean["ours"], best, **mean, seconds=seconds, by_seed=scores)
+        bench.row(f"{name}, few labels: accuracy against the better peer", mean["ours"], best, means=mean, seconds=seconds, by_seed=scores)
     gain = statistics.mean(a - b for a, b in means)
     bench.row("few labels, mean of the sets: gain over the better peer", gain, lowest=min(a - b for a, b in means))
 
@@ -112,7 +114,7 @@ def _tuners(bench: Bench) -> None:
 
 def _adversaries(bench: Bench) -> None:
     for name in SETS:
-        for kind in ("plain", "fgm", "freelb", "smart", "vat"):
+        for kind in ADVERSARIES:
             clean, attacked = [], []
             for seed in range(bench.seeds):
                 train, test = subset(bench, name, seed)
@@ -130,7 +132,7 @@ def _terms(bench: Bench) -> None:
         assert folder is not None
         corpus = f"data.train={folder / 'train.jsonl'}"
         found: dict[str, list[float]] = {}
-        for objective in (None, "masked_lm", "simcse", "tsdae"):
+        for objective in (None, *OBJECTIVES):
             source = minilm()
             if objective:
                 run = bench.fresh("more")
@@ -138,7 +140,7 @@ def _terms(bench: Bench) -> None:
                 source = run
             for seed in range(bench.seeds):
                 train, test = subset(bench, name, seed)
-                done = tuned(bench, train, test, seed, source=source)
+                done = tuned(bench, train, test, seed, "task.head=auto", source=source)
                 found.setdefault(objective or "none", []).append(done.result["test"]["accuracy"])
         for objective, scores in found.items():
             if objective != "none":
