@@ -2,6 +2,8 @@
 (Parquet)."""
 
 import gzip
+import io
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,6 +131,16 @@ def workbook(folder: Path) -> Path:
     return path
 
 
+def tarred(folder: Path) -> Path:
+    """With a member that would land outside, were it ever unpacked."""
+    path = folder / "data.jsonl.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("../../outside.jsonl")
+        member.size = len(GOOD)
+        archive.addfile(member, io.BytesIO(GOOD.encode()))
+    return path
+
+
 ONE, TWO = "good words,a", "other words,b"
 CSV = [
     Kind("C1 header only", table(), r"data\.csv: no records", record=False),
@@ -172,6 +184,7 @@ CSV = [
     Kind("C10 decimal comma", table('one,"1,5"', "two,2"), r"data\.csv:2: the rank 1,5 has a comma", more=("task.labelling=ordinal",)),
     Kind("C11 error cell", table(ONE, "#REF!,a", TWO), r"data\.csv:3.*: the cell #REF! is a spreadsheet error"),
     Kind("C12 a workbook", workbook, r"data\.csv: this is a zip archive \(an \.xlsx workbook\?\)", record=False),
+    Kind("K15 a tar archive", tarred, r"data\.jsonl\.gz: this is a tar archive, which is never unpacked here", record=False),
 ]
 
 COLUMNS = {"text": ["good words here", "other words", "more of them"], "label": ["a", "b", "a"]}

@@ -169,6 +169,14 @@ def test_a_run_of_a_newer_version_is_refused(ssl, tmp_path: Path, corpus: Path) 
     assert done.code == 2 and "written by ssl 9.0" in done.err and "upgrade" in done.err
 
 
+def test_a_distributed_checkpoint_of_torch_is_never_opened(ssl, tmp_path: Path, labelled: Path) -> None:
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").write_bytes(b"\x80\x04.")
+    (tmp_path / "dcp" / "__0_0.distcp").write_bytes(b"x")
+    done = ssl("finetune", "from=dcp", f"data.train={labelled}", "run.dir=run")
+    assert done.code == 10 and "is a distributed checkpoint of torch" in done.err and not (tmp_path / "run" / "model").exists()
+
+
 def test_a_plugin_named_on_the_command_line_brings_an_objective(ssl, tmp_path: Path, corpus: Path, monkeypatch) -> None:
     """One Python file and one YAML: no registry to sign, and files alone cannot switch it on."""
     room = tmp_path / "my_methods" / "objectives"

@@ -34,6 +34,7 @@ FILES: list[tuple[str, str, bytes, str, type[Refusal]]] = [
     ("I2 zeros", "b.jpg", bytes(5000), r"holds zero bytes only", BadInput),
     ("I3 HTML", "b.jpg", HTML, r"is HTML \(the error page of a download\?\), not a picture", BadInput),
     ("I3 text", "b.jpg", b"access denied\n", r"is text, not a picture", BadInput),
+    ("K15 an archive", "b.jpg", b"PK\x03\x04" + bytes(60), r"is an archive, which is never unpacked here", BadInput),
     ("I3 a pointer of LFS", "b.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", r"run git lfs pull", BadInput),
     ("I3 noise", "b.jpg", bytes(range(128, 256)), r"is not a picture of a known kind", BadInput),
     ("I5 a bomb", "b.png", bomb(), r"14000 x 14000 pixels are more than data\.max_pixels=50,000,000 \(a decompression bomb\?\)", BadInput),

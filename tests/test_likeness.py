@@ -123,6 +123,13 @@ def test_a_run_says_what_its_score_owes_to_rows_that_it_trained_on(ssl, tmp_path
     right = [r["gold"] == r["prediction"] for r in lines if r["id"] >= 20]
     assert metrics["test_without_leaks"]["accuracy"] == pytest.approx(np.mean(right))
     assert "20 rows of test also stand in the training data; accuracy without them" in done.err
+    again = ssl("evaluate", "run=run", "data.test=test.jsonl", "out=again").result
+    assert again["leaks"] == metrics["leaks"] and again["test_without_leaks"]["accuracy"] == metrics["test_without_leaks"]["accuracy"]
+    assert "leaks" not in ssl("evaluate", "run=run", "data.test=test.jsonl", "out=off", "leaks=false").result
+    gone = labelled.rename(tmp_path / "moved.jsonl")
+    lost = ssl("evaluate", "run=run", "data.test=test.jsonl", "out=lost")
+    assert lost.code == 0 and "leaks" not in lost.result and "leaks  not looked for: the training data cannot be read" in lost.err
+    gone.rename(labelled)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "also stand in the training data" in page and "Content-Security-Policy" in page
     assert (tmp_path / "run" / "model" / "README.md").read_text().startswith("---\nlibrary_name: transformers\npipeline_tag: text-class")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import TINY, rows, write_jsonl
@@ -85,8 +86,6 @@ NEWER_THAN_0_6 = {"megatron_config": None, "megatron_core": "megatron.core", "lo
 
 
 def stranger(folder: Path, settings: dict[str, Any], prefix: str = "bert.", width: int = 32, change: Any = None) -> Path:
-    import torch
-
     torch.manual_seed(0)
     tensors = {}
     for name in ("query", "value"):
@@ -158,6 +157,17 @@ def refused(ssl, labelled: Path, load: Path, code: int, expected: str) -> None:
 
 def test_a_wrong_base_lists_both_shapes(ssl, labelled: Path, tmp_path: Path) -> None:
     refused(ssl, labelled, stranger(tmp_path / "wide", OLD, width=64), 5, r"lora_A.weight is \(4, 64\), not \(4, 32\)")
+
+
+def test_a_prefix_that_the_library_made_is_refused(ssl, labelled: Path, tmp_path: Path) -> None:
+    """It was learnt among other positions, and would load without a word and say something else."""
+    load = tmp_path / "theirs"
+    load.mkdir()
+    said = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "num_layers": 2, "token_dim": 32, "task_type": "SEQ_CLS"}
+    (load / "adapter_config.json").write_text(json.dumps(said))
+    save_file({"prompt_embeddings": torch.zeros(4, 128)}, load / "adapter_model.safetensors")
+    done = ssl("finetune", *TINY, f"data.train={labelled}", *SHORT, "peft=prefix", f"peft.load={load}", "run.dir=run")
+    assert done.code == 5 and "was made by the library peft" in done.err
 
 
 @pytest.mark.parametrize("how", ["pickle", "gone", "cut", "longer", "lfs", "header", "not JSON", "no config", "a list"])

@@ -8,13 +8,15 @@ from sslcli import device
 from sslcli.build import Modules
 from sslcli.commands import Call
 from sslcli.commands.finished import Finished
-from sslcli.commands.folder import claimed
+from sslcli.commands.folder import Folder, claimed
 from sslcli.commands.judging import HEADLINE as TASK_SCORES
 from sslcli.commands.pretrain import HEADLINE as CORPUS_SCORES
+from sslcli.data.store import Store
 from sslcli.data.text import Role, Where
 from sslcli.distributed import world
 from sslcli.errors import BadInput
 from sslcli.evaluation import held_out, judge
+from sslcli.evidence.leaked import without_leaks
 from sslcli.modality import Modality
 from sslcli.run import Run
 from sslcli.schema import Part
@@ -46,7 +48,9 @@ class OtherData:
         own.columns = {**own.columns, **{role: name for role, name in columns.items() if name is not None}}
 
 
-def evaluate(call: Call, *, run: str, data: Part[OtherData], robustness: bool, out: str | None, plugins: list[str]) -> dict[str, Any]:
+def evaluate(
+    call: Call, *, run: str, data: Part[OtherData], leaks: bool = True, robustness: bool, out: str | None, plugins: list[str]
+) -> dict[str, Any]:
     finished = Finished.open(Path(run), plugins)
     own = finished.source()
     source = data.build(own).data
@@ -73,7 +77,8 @@ def evaluate(call: Call, *, run: str, data: Part[OtherData], robustness: bool, o
             finished.goal.gallery = prepared.stores.get("gallery")
             scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run, most)  # type: ignore[arg-type]
             folder.reliability(finished.goal)
-            more = folder.robustness(finished, store, replicas, most) if robustness else {}
+            more = _owed(finished, store, split, folder) if leaks and not call.dry_run else {}
+            more |= folder.robustness(finished, store, replicas, most) if robustness else {}
         else:
             scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)
             more = {}
@@ -82,3 +87,13 @@ def evaluate(call: Call, *, run: str, data: Part[OtherData], robustness: bool, o
         facts = {"seconds": round(seconds, 2), "examples_per_second": round(rows / max(seconds, 1e-9), 2), "run": run}
         facts["peak_memory_bytes"] = device.peak_memory(replicas.device)
         return folder.report({split: scores, **more, "evaluation": facts}, TASK_SCORES if finished.verb == "finetune" else CORPUS_SCORES)
+
+
+def _owed(finished: Finished, store: Store, split: str, folder: Folder) -> dict[str, Any]:
+    """What of the scores is owed to rows that the run was trained on; nothing, and said so, where its training data is gone."""
+    try:
+        train = finished.source().examples(finished.coder, finished.processor, finished.labels, only="train").stores["train"]
+    except BadInput as error:
+        folder.call.screen.say(f"leaks  not looked for: the training data cannot be read again ({error})")
+        return {}
+    return without_leaks(finished.goal, train, store, split, folder.run.dir / "predictions.jsonl")

@@ -59,7 +59,7 @@ def finetune(
 ) -> dict[str, Any]:
     again = partial(finetune, **locals())  # for other seeds
     call.refuse_beside_from(" (init=random trains its architecture from scratch)")
-    origin = helped.asked(verdict, from_, init, task)
+    origin = helped.asked(verdict, from_, init, task, pooling)
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the examples as it sees them
         source, coder = data.build(seed), task.cls.coder(task.config)

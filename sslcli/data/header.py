@@ -175,6 +175,8 @@ def _no_picture(data: bytes, suffix: str) -> Refused:
         other = "AVIF" if data[8:11] == b"avi" else "HEIC" if data[8:10] in (b"he", b"mi", b"ms") else "a film"
     if other:
         return Refused(f"is {other}; only JPEG, PNG, WebP, BMP, TIFF and GIF are opened: convert it to one of them", unsafe=True)
+    if data.startswith((b"PK\x03\x04", b"\x1f\x8b")) or data[257:262] == b"ustar":
+        return Refused("is an archive, which is never unpacked here; unpack it and name the folder")
     if head.startswith(b"version https://git-lfs"):
         return Refused("is a pointer of Git LFS, not the picture; run git lfs pull")
     if not any(head):

@@ -109,6 +109,8 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, int, str] | Bad]:
 def _strip_bom(chunk: bytes, encoding: str) -> tuple[bytes, int]:
     if chunk.startswith(b"\xef\xbb\xbf"):
         return chunk[3:], 3
+    if chunk[257:262] == b"ustar":
+        raise Unreadable(Bad(None, "this is a tar archive, which is never unpacked here; unpack it and name the folder", fatal=True))
     for bom, name in BOMS.items():
         if chunk.startswith(bom):
             raise Unreadable(Bad(None, f"this is {name}; convert it to UTF-8 (iconv -f {name} -t UTF-8)", 0, fatal=True))

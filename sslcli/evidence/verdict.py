@@ -18,6 +18,7 @@ from sslcli.distributed import World
 from sslcli.errors import BadInput
 from sslcli.evaluation import judge
 from sslcli.evidence.efficiency import LEVEL, RESAMPLES, counts_of, score
+from sslcli.hf.pooling import Pooling
 from sslcli.modality import Modality, Start
 from sslcli.run import Run
 from sslcli.schema import Part
@@ -33,20 +34,21 @@ class Origin:
     run: str
     source: str | None
     seed: int
+    pooling: Pooling | None = None  # of either, where not as the network has it
 
     @classmethod
-    def of(cls, run: str | None) -> "Origin | None":
+    def of(cls, run: str | None, pooling: Pooling | None = None) -> "Origin | None":
         """None where `run` is not a pretraining run of ours."""
         path = Path(run or "").expanduser() / "config.yaml"
         if run is None or not path.is_file():
             return None
         tree = config.load(path)
-        return cls(run, tree.get("from"), int(tree["seed"])) if "objective" in tree else None
+        return cls(run, tree.get("from"), int(tree["seed"]), pooling) if "objective" in tree else None
 
 
-def asked(wanted: str | bool, run: str | None, init: str, task: Part[Task]) -> Origin | None:
+def asked(wanted: str | bool, run: str | None, init: str, task: Part[Task], pooling: Pooling | None = None) -> Origin | None:
     """What to compare with; None where nothing is to be compared. `auto`: wherever it can be; `true`: or else say why it cannot."""
-    origin = Origin.of(run) if wanted and init == "pretrained" else None
+    origin = Origin.of(run, pooling) if wanted and init == "pretrained" else None
     other = ("prompt", "zero_shot")  # heads that read other rows
     solved = task.cls.classifies and "start" in task.config and task.config.get("head") not in other
     if wanted is True and (origin is None or not solved):
@@ -76,7 +78,7 @@ def verdict(
     }
     found: dict[str, np.ndarray] = {}
     for name, (where, random, seed) in starts.items():
-        first = Start.of(still, where, task.cls.coder(task.config).columns, seed, 0.0, random)
+        first = Start.of(still, where, task.cls.coder(task.config).columns, seed, 0.0, random, origin.pooling)
         processor, model = source.start(first, None, None, None, lambda _: None)
         goal = still.build(model, processor, prepared.labels, prepared.facts)
         if getattr(getattr(goal, "classifier", None), "borrows", False):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sslcli.errors import BadCheckpoint, BadInput, printable
+from sslcli.errors import BadCheckpoint, BadInput, Unsafe, printable
 
 # weights, settings, vocabularies: never code, never pickles
 PATTERNS = ["*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model"]
@@ -19,6 +19,9 @@ def model_folder(source: str, key: str = "from") -> Path:
             )
         return path / "model"
     if path.is_dir():
+        if any(path.glob("*.distcp")):
+            what = "is a distributed checkpoint of torch, whose index is pickled, which can run code; it is never opened"
+            raise Unsafe(f"{key}={printable(source)}: {what}: convert it to safetensors where it was made")
         return path
     if path.exists():
         raise BadInput(f"{key}={printable(source)}: is a file; name the folder that holds the model and its tokenizer")

@@ -1,12 +1,14 @@
 """Learnt keys and values before those of every attention (prefix tuning, Li and Liang 2021; Liu et al. 2022)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslcli.errors import BadCheckpoint, printable
 from sslcli.hf.targets import ATTENTION
 from sslcli.hf.tuning import Learnt
 
@@ -25,6 +27,14 @@ class Prefix(Learnt):
     def __init__(self, *, tokens: Annotated[int, Field(ge=1, le=512)], load: str | None):
         super().__init__(None, load)
         self.tokens = tokens
+
+    def _take(self, folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        if "num_layers" in settings:  # which the library writes and this tool does not
+            what = (
+                "was made by the library peft, which counts a prefix among the positions; here it takes none, and would say something else"
+            )
+            raise BadCheckpoint(f"peft.load={printable(folder)}: {what}. Train it here, or use the library for it")
+        super()._take(folder, settings, tensors)
 
     def put(self, model: Any) -> None:
         if model.base.config._attn_implementation != "sslcli":
