@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def _flags(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         "--verbose": "verbose",
     }
     valued = {"--cfg": "cfg", "-c": "cfg", "--config-dir": "folder", "-cd": "folder", "--preview": "preview"}
-    flags: dict[str, Any] = {}
+    flags: dict[str, Any] = {"began": time.monotonic()}
     overrides: list[str] = []
     waiting = iter(words)
     for word in waiting:
@@ -119,13 +120,12 @@ def _run(verb: str, overrides: Sequence[str], flags: dict[str, Any], words: Sequ
             raise BadInput("\n".join(composed.problems))
         print(config.as_yaml(composed), end="")
         return 0
-    tree, config_yaml = config.resumed(composed, overrides)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if verb == "curve":
-        from sslcli.commands.curve import curve
-
-        return curve(overrides, flags, composed, config.places(folder))
+    if composed.verb in ("curve", "scout"):  # several runs
+        module = importlib.import_module(f"sslcli.commands.{composed.verb}")
+        return getattr(module, composed.verb)(overrides, flags, composed, config.places(folder))
+    tree, config_yaml = config.resumed(composed, overrides)
     from sslcli import schema
     from sslcli.commands import Call
     from sslcli.log import Screen

@@ -60,7 +60,7 @@ def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> 
     given = {o.key_or_group: o.value() for o in values}
     stored = Path(str(given.get("run.dir"))) / "config.yaml"
     source = given.get("run.dir") if given.get("resume") and stored.is_file() else given.get("from")
-    verb = way(verb, {o.key_or_group for o in choices}, given)
+    verb = way(verb, {o.key_or_group: o.value() for o in choices}, given)
     name = primary(verb, [(o.key_or_group, o.value()) for o in choices], str(source) if source else None, folder)
     chosen = [written(o) for o in choices] + own_data(name, {o.key_or_group for o in choices}, given.get("data.train"))
     with initialize_config_dir(str(home()), version_base="1.3"):
@@ -90,10 +90,10 @@ def as_yaml(composed: Composed) -> str:
     return OmegaConf.to_yaml(shown)
 
 
-def resumed(composed: Composed, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+def resumed(composed: Composed, overrides: Sequence[str], name: str = "config.yaml") -> tuple[dict[str, Any], str]:
     """The tree to run and its YAML: with `resume=auto` and a run to go on with, that run's own; else the composed one."""
     tree, run = composed.tree, composed.tree.get("run")
-    stored = Path(str(run["dir"])) / "config.yaml" if tree.get("resume") and isinstance(run, dict) else None
+    stored = Path(str(run["dir"])) / name if tree.get("resume") and isinstance(run, dict) else None
     if stored is None or not stored.is_file():
         return tree, as_yaml(composed)
     before, now = load(stored), dict(_leaves(tree))

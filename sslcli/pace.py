@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from sslcli.data.stream import Stream
 from sslcli.distributed import World
@@ -21,19 +22,23 @@ class Pace:
     batch_size: int
     every: dict[str, int | None]  # eval, save, log -> steps
     time_limit: float | None  # seconds
+    measuring: float = MEASURING
 
-    def plan(self, stream: Stream, auto: Callable[[Stream], int], world: World, rehearse: Callable[[int], None]) -> int:
-        """Steps of the whole run. `rehearse(step)` takes a step that changes nothing: with a time limit a few are timed, so that the
-        schedule knows its end and a resumed run repeats it."""
+    def plan(self, stream: Stream, auto: Callable[[Stream], int], world: World, rehearse: Callable[[int], None], begun: Any = None) -> int:
+        """Steps of the whole run; of one that goes on (`begun`: its state), those that it has, unless it is told others.
+
+        `rehearse(step)` takes a step that changes nothing: with a time limit a few are timed, so that the schedule knows its end."""
         if self.steps is not None:
             return self.steps
+        if begun is not None:
+            return int(begun["steps"])
         if self.epochs is not None:
             return max(1, round(self.epochs * stream.steps_per_epoch))
         return auto(stream) if self.time_limit is None else self._measure(self.time_limit, stream, world, rehearse)
 
     def _measure(self, limit: float, stream: Stream, world: World, rehearse: Callable[[int], None]) -> int:
         times: list[float] = []
-        while len(times) < LEAST or sum(times) < MEASURING * limit:
+        while len(times) < LEAST or sum(times) < self.measuring * limit:
             start = time.monotonic()
             rehearse(len(times))
             times.append(max(world.gather(time.monotonic() - start)))  # ranks agree on when to stop

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from sslcli.help import home
 
-TEXT = "text"
+TEXT, AUTO = "text", "auto"
 SPEAKING = ("objective", "task", "model", "data", "augment", "tokenizer", "experiment")  # groups that belong to a modality
 
 
@@ -26,9 +26,13 @@ def primary(verb: str, named: Iterable[tuple[str, Any]], source: str | None, fol
     return _file(verb, (_of_run(source) if source else None) or TEXT)
 
 
-def way(verb: str, chosen: Iterable[str], given: Iterable[str]) -> str:
-    """`evaluate` has two: a finished run, or (with from= or task=) a pretrained model as it is."""
-    return "untrained" if verb == "evaluate" and ("from" in given or "task" in chosen) else verb
+def way(verb: str, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """`evaluate` has two: a finished run, or (with from= or task=) a pretrained model as it is. `pretrain` too: one objective, or
+    (objective=auto, or going on with such a run) several to choose among."""
+    if verb == "evaluate":
+        return "untrained" if "from" in given or "task" in chosen else verb
+    undecided = given.get("resume") and _of_run(str(given.get("run.dir")), "objective") == AUTO
+    return "scout" if verb == "pretrain" and (chosen.get("objective") == AUTO or undecided) else verb
 
 
 def written(choice: Override) -> str:
@@ -73,15 +77,15 @@ def _said(node: Any, group: str) -> str | None:
         return None
     if group == "data":
         return node.get("kind")
-    return node.get("modality") or (TEXT if group in ("objective", "task", "model", "tokenizer") and "kind" in node else None)
+    return node.get("modality", TEXT if group in ("objective", "task", "model", "tokenizer") and "kind" in node else None)
 
 
-def _of_run(source: str) -> str | None:
+def _of_run(source: str, group: str = "data") -> str | None:
     path = Path(source).expanduser() / "config.yaml"
     if not path.is_file():
         return None
     try:
-        return str(OmegaConf.load(path).data.kind)
+        return str(getattr(OmegaConf.load(path), group).kind)
     except Exception:  # a damaged file is told where it is read for good
         return None
 

@@ -85,12 +85,12 @@ class Keeper:
 
     def begin(self, found: checkpoint.Found | None, steps: int, modules: nn.Module, optimizer: Optimizer) -> Standing:
         """Where a run of `steps` begins: at its start, or after the checkpoint. What was told of later steps will be told again."""
-        standing = self._restore(found, modules, optimizer) if found else Standing(steps)
+        standing = self._restore(found, steps, modules, optimizer) if found else Standing(steps)
         for name in ("metrics.jsonl", "anomalies.jsonl"):
             self.run.forget_after(name, standing.done)
         return standing
 
-    def _restore(self, found: checkpoint.Found, modules: nn.Module, optimizer: Optimizer) -> Standing:
+    def _restore(self, found: checkpoint.Found, steps: int, modules: nn.Module, optimizer: Optimizer) -> Standing:
         names = ["weights", "moments", "buffers", *(["average"] if optimizer.average else [])]
         tensors = {name: found.tensors(name) for name in names}
         differing = sorted(set(optimizer.names) ^ set(tensors["weights"]))
@@ -98,7 +98,7 @@ class Keeper:
             raise BadCheckpoint(f"{found.path}: made by another model or objective; it differs in {', '.join(differing[:5])}")
         optimizer.load(tensors)
         modules.load_state_dict(tensors["buffers"], strict=False)
-        standing = Standing(**found.state)
+        standing = Standing(**{**found.state, "steps": steps})
         optimizer.refused.fill_(standing.bad["total"])
         self.saved = standing.done
         self.screen.say(f"resumed after step {standing.done:,} of {standing.steps:,}")

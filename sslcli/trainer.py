@@ -125,7 +125,7 @@ class Trainer:
         self.optimizer = optimizer.build(modules, self.precision)
         known = (self.world, self.screen, self.seed, self.micro_rows, self._count)
         self.backward = Backward(modules, terms, noises, self.optimizer, balance, *known)
-        steps = int(found.state["steps"]) if found else self.pace.plan(terms[0].stream, auto, self.world, self._rehearse)
+        steps = self.pace.plan(terms[0].stream, auto, self.world, self._rehearse, found.state if found else None)
         self.at, self.optimizer.steps = self.keeper.begin(found, steps, modules, self.optimizer), steps
         self.keeper.check_space(self.optimizer)
         self._price()

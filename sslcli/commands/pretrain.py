@@ -51,9 +51,7 @@ def pretrain(
         call.refuse_both("from", key, f"from= brings its own {key}")
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
-        source = data.build(seed).serving(objective)
-        first = Start.of(objective, from_, source.corpus_roles, seed, objective.config.get("dropout"), pooling=pooling)
-        processor, backbone = source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
+        source, processor, backbone = network(call, data, tokenizer, augment, model, objective, seed, from_, pooling)
         prepared = folder.corpus(source, processor)
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
@@ -68,12 +66,12 @@ def pretrain(
         stores = prepared.stores
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, stores["train"], seed)
-        valid = _judgeable(goal, stores, call)
+        valid = judgeable(goal, stores, call)
         watch = source.watch(processor, valid, stores["train"])
         judge, judged = _judge(goal, backbone, valid, replicas, engine.batch_size, watch)
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
-        facts = engine.fit(modules, [term], optimizer, judge, judged, _steps, folder.resume)
+        facts = engine.fit(modules, [term], optimizer, judge, judged, auto_steps, folder.resume)
         if call.dry_run:
             return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], processor, ()))
 
@@ -89,6 +87,23 @@ def pretrain(
         receipts = {"loaded": backbone.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **seen, **engine.receipts()}
         folder.pictures(source, goal, backbone, stores.get("test") or valid or stores["train"])
         return folder.finish(scores, receipts, HEADLINE)
+
+
+def network(
+    call: Call,
+    data: Part[Modality],
+    tokenizer: Part[Recipe] | None,
+    augment: Part[Augment] | None,
+    model: Part[Backbone] | None,
+    objective: Part[Objective],
+    seed: int,
+    from_: str | None,
+    pooling: Pooling | None = None,
+) -> tuple[Modality, Any, Any]:
+    """(source of the data, processor, network) where a run begins."""
+    source = data.build(seed).serving(objective)
+    first = Start.of(objective, from_, source.corpus_roles, seed, objective.config.get("dropout"), pooling=pooling)
+    return source, *source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
 
 
 def _judge(
@@ -109,7 +124,7 @@ def _judge(
     return judge, goal.rows(valid).count + getattr(watch, "rows", 0)
 
 
-def _judgeable(goal: Objective, stores: dict[str, Store], call: Call) -> Store | None:
+def judgeable(goal: Objective, stores: dict[str, Store], call: Call) -> Store | None:
     """The held-out part, if there is one and it has rows for this objective."""
     valid = stores.get("valid")
     if valid is not None and (not valid.count or goal.rows(valid).count < goal.least):
@@ -119,5 +134,5 @@ def _judgeable(goal: Objective, stores: dict[str, Store], call: Call) -> Store |
     return valid
 
 
-def _steps(stream: Stream) -> int:
+def auto_steps(stream: Stream) -> int:
     return max(stream.steps_per_epoch, LEAST)

@@ -63,7 +63,7 @@ class Several:
 
     def run(self, headline: Sequence[str]) -> dict[str, Any]:
         """One after the other; a seed that is complete already is not run again. What is left is that of the seed that is delivered."""
-        seeds, screen = self.seeds, _OfMany(self.folder.call.screen)
+        seeds, screen = self.seeds, OfMany(self.folder.call.screen)
         found: dict[int, dict[str, Any]] = {}
         for seed in seeds:
             screen.name = f"seed {seed}"
@@ -165,12 +165,12 @@ class Several:
             final, making = self.folder.run.dir / path.name, self.folder.run.dir / f".{path.name}.tmp"
             shutil.rmtree(making, ignore_errors=True)
             making.unlink(missing_ok=True) if not making.is_dir() else None
-            shutil.copytree(path, making, copy_function=_link) if path.is_dir() else _link(path, making)
+            shutil.copytree(path, making, copy_function=link) if path.is_dir() else link(path, making)
             shutil.rmtree(final, ignore_errors=True)
             making.replace(final)
 
 
-class _OfMany(Screen):
+class OfMany(Screen):
     """What one run of many shows: progress under its name, and warnings that no other has given."""
 
     def __init__(self, whole: Screen):
@@ -226,7 +226,7 @@ def _headlines(scores: Mapping[str, Any], headline: Sequence[str]) -> list[tuple
     return [(split, k, scores[split][k]) for k in headline if k in scores.get(split, {})][:2]
 
 
-def _link(source: Any, target: Any) -> None:
+def link(source: Any, target: Any) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without links

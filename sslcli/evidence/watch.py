@@ -21,6 +21,7 @@ SHARE, PLANNED = 0.03, 0.025  # of the training time: what looking may take, and
 LEAST, MOST = 256, 8192  # pictures of a look
 TRIED = 64  # pictures that the cost is measured with
 PAIRS = 2048  # pictures whose distances are compared
+COMPARED = 2048  # pictures that networks are compared on
 SEED = 0x3A7C4
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as DINO's evaluation has them
 
@@ -52,7 +53,7 @@ class Watch:
         model.eval()
         try:
             if not self.sample:
-                self._choose(model, PLANNED * trained)
+                self._afford(model, PLANNED * trained)
             if self.spent + self.cost > PLANNED * trained:
                 return {}
             before = self.clock()
@@ -63,7 +64,14 @@ class Watch:
             model.train(was_training)
             self.spent += self.clock() - start
 
-    def _choose(self, model: Backbone, seconds: float) -> None:
+    def look(self, model: Backbone) -> dict[str, float]:
+        """The scores of one sample, whatever that costs, the same for every network: for comparing them."""
+        if not self.sample:
+            self._choose(COMPARED)
+        model.eval()
+        return self._look(model)
+
+    def _afford(self, model: Backbone, seconds: float) -> None:
         """As many pictures as a look of so many seconds allows; a power of two, so that a resumed run looks at the same ones."""
         tried = [(store, rows[:TRIED]) for store, rows in self.pool[:1]]
         self._vectors(model, tried)  # the first pass also warms the machine up
@@ -71,12 +79,16 @@ class Watch:
         count = len(self._vectors(model, tried))
         each = (1 if self.metric else 3) * max(self.clock() - start, 1e-6) / count  # without labels two views are looked at too
         size = int(np.clip(2 ** int(np.log2(max(seconds / each, 1))), LEAST, MOST))
+        self.cost = each * self._choose(size)
+
+    def _choose(self, size: int) -> int:
+        """So many of the pictures that there are; how many that is."""
         left = size
         for store, rows in self.pool:
             chosen = np.sort(rows[chance.permutation(SEED, 0, len(rows))[:left]])
             self.sample += [(store, chosen)] if len(chosen) else []
             left -= len(chosen)
-        self.cost = each * (size - left)
+        return size - left
 
     @torch.no_grad()
     def _look(self, model: Backbone) -> dict[str, float]:

@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from sslcli.data.text import Prepared, TextData, texts
 from sslcli.data.tokenizer import Recipe, Tokenizer, sample
 from sslcli.errors import BadCheckpoint, BadInput
 from sslcli.evidence.pairs import PairWatch, transfer
+from sslcli.evidence.texts import Compared, labels_beside
 from sslcli.hf.folder import model_folder
 from sslcli.hf.graph import Graph, text_graph
 from sslcli.hf.heads import AUTO, VocabularyHead, assemble
@@ -164,6 +165,10 @@ class Text(TextData, Modality):
 
     def watch(self, processor: Tokenizer, valid: Store | None, train: Store) -> PairWatch | None:
         return PairWatch(self._scored, int(processor.pad or 0)) if self._scored is not None else None
+
+    def compared(self, processor: Tokenizer, stores: Mapping[str, Store], labelled: Modality | None) -> Callable[[Any], dict[str, float]]:
+        scored = PairWatch(self._scored, int(processor.pad or 0)) if self._scored is not None else None
+        return Compared(processor, stores["train"], labels_beside(cast(TextData, labelled or self), labelled is None), scored)
 
     def transfer(self, model: Any, processor: Tokenizer, train: Store, test: Store) -> dict[str, Any]:
         return transfer(model, self._scored, int(processor.pad or 0)) if self._scored is not None else {}

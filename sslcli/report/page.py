@@ -12,6 +12,7 @@ from sslcli.report.compare import between
 from sslcli.report.figures import Figures
 from sslcli.report.markup import Html, joined, tag
 from sslcli.report.record import SOON, Record
+from sslcli.report.scouted import scouted
 from sslcli.report.words import Words
 from sslcli.run import write_atomically
 
@@ -44,6 +45,7 @@ class Page:
         figures = Figures(self.words, record)
         said = record.predictions(most)
         found = [
+            scouted(figures),
             sections.curves(figures),
             sections.classes(figures),
             sections.errors(figures, said),

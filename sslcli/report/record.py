@@ -50,13 +50,14 @@ class Record:
     environment: dict[str, Any]
     receipts: dict[str, Any]
     log: list[dict[str, Any]]  # the lines of metrics.jsonl
+    scout: dict[str, Any] = field(default_factory=dict)  # of a run whose objective was chosen by pilots
 
     @classmethod
     def open(cls, folder: Path) -> "Record":
         tree = config.load(config_of(folder))
         if not (folder / "metrics.json").is_file():
             raise BadInput(f"run={printable(folder)}: not finished, it has no metrics.json; finish it with run.dir=<it> resume=auto")
-        values = {name: _mapping(folder / f"{name}.json") for name in ("metrics", "data", "environment", "receipts")}
+        values = {name: _mapping(folder / f"{name}.json") for name in ("metrics", "data", "environment", "receipts", "scout")}
         return cls(folder, tree, log=list(lines(folder / "metrics.jsonl")), **values)
 
     @property

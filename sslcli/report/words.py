@@ -21,6 +21,7 @@ NAMES = {
         "map": "mean average precision",
         "mae": "mean error",
         "probe": "linear probe",
+        "rankme": "RankMe",
         "knn": "nearest neighbours",
         "loss": "loss",
         "perplexity": "perplexity",
