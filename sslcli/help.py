@@ -43,6 +43,7 @@ VERBS = {
   data.train=corpus/*.txt      your text: a file, glob, folder, hf:<name>, or - (.txt .jsonl .csv .tsv .parquet, also .gz .zst)
   trainer.steps=20000          or trainer.epochs=3, or trainer.time_limit=2h
   objective=masked_lm          what to learn by; span_contrastive, the default, learns what documents are about; simcse, tsdae: sentences
+  objective=auto budget=30m    short pilots on your own data choose it; objective.candidates=[simclr,moco] says among which
   data.pairs=sts.jsonl         pairs of texts with scores to watch beside training (their correlation chooses the checkpoint)
   model=bert_small             which network, from scratch; from=<folder or hub name> continues a pretrained one
   run.dir=runs/lm              where everything goes; add resume=auto to continue exactly where it stopped""",
