@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as error:
         if debug:
             raise
-        for line in str(error).splitlines():
+        for line in str(error).splitlines()[: 1 if isinstance(error, Preempted) else None]:  # OmegaConf adds to it
             print(f"error: {printable(line, 2000)}", file=sys.stderr)
         return error.code
     except BrokenPipeError:

@@ -21,6 +21,8 @@ PEER = (
 )
 MINUTES = 10.0
 QUIET = ["trainer.log_every=1", "trainer.eval_every=100000", "trainer.save_every=100000"]
+SIMCLR = ("objective=simclr", "model=resnet18")
+MAE = ("objective=mae", "model=vit_micro", "model.patch=4", "objective.width=192", "objective.heads=3")
 
 
 def rows(bench: Bench) -> None:
@@ -28,6 +30,7 @@ def rows(bench: Bench) -> None:
     if folder is None:
         bench.row("images: not measured, the data set cifar10-part is not on this machine", 0.0)
         return
+    _data(bench, folder)
     python = _peer_python(bench)
     _simclr(bench, folder, python)
     _mae(bench, folder, python)
@@ -45,19 +48,25 @@ def _peer_python(bench: Bench) -> str:
     return str(python)
 
 
-def _rate(bench: Bench, folder: Path, steps: int, *words: str) -> float:
+def _rate(bench: Bench, folder: Path, steps: int, *words: str, module: str = "sslcli") -> float:
     found = []
     for _ in range(bench.repeat):
         run = bench.fresh("images")
-        bench.ssl(
-            "pretrain", f"data.train={folder / 'train.parquet'}", "data=images", *words, *QUIET, f"trainer.steps={steps}", f"run.dir={run}"
-        )
+        given = [f"data.train={folder / 'train.parquet'}", "data=images", *words, *QUIET, f"trainer.steps={steps}", f"run.dir={run}"]
+        bench.run([sys.executable, "-m", module, "pretrain", *given])
         found.append(step_rate(run, 256, 2))
     return statistics.median(found)
 
 
+def _data(bench: Bench, folder: Path) -> None:
+    """What reading and augmenting cost: the same steps, once on one batch that stays in memory, augmented."""
+    for what, words in (("SimCLR, ResNet-18", SIMCLR), ("MAE, ViT 6 x 192", MAE)):
+        ours, still = (_rate(bench, folder, 12, *words, module=m) for m in ("sslcli", "scripts.benchmarks.in_memory"))
+        bench.row(f"{what}, 32 px: against the same step on data already augmented in memory", ours, still, unit="images/s")
+
+
 def _simclr(bench: Bench, folder: Path, python: str) -> None:
-    ours = _rate(bench, folder, 12, "objective=simclr", "model=resnet18")
+    ours = _rate(bench, folder, 12, *SIMCLR)
     common = {"data": folder, "batch": 256, "seconds": 1e9, "neighbours": False, "seed": 0}
     plain = bench.peer("peer_simclr", python, **common, steps=6, bf16=False, channels_last=False).result["images_per_second"]
     fast = bench.peer("peer_simclr", python, **common, steps=12, bf16=True, channels_last=True).result["images_per_second"]
@@ -67,7 +76,7 @@ def _simclr(bench: Bench, folder: Path, python: str) -> None:
 
 
 def _mae(bench: Bench, folder: Path, python: str) -> None:
-    ours = _rate(bench, folder, 25, "objective=mae", "model=vit_micro", "model.patch=4", "objective.width=192", "objective.heads=3")
+    ours = _rate(bench, folder, 25, *MAE)
     for bf16 in (False, True):
         peer = bench.peer("peer_mae", python, data=folder, batch=256, steps=15, bf16=bf16).result["images_per_second"]
         bench.row(f"MAE, ViT 6 x 192, 32 px: ours against the Trainer in {'bf16' if bf16 else 'fp32'}", ours, peer, unit="images/s")
