@@ -123,7 +123,7 @@ def _jobs(start: Sequence[str], passed: Sequence[str], seed: int, labels: Sequen
     """Cheap baselines beside the first arm alone: they are the same in all."""
     found = []
     for shots in labels:
-        quiet = ["verdict=false", "trainer.seeds=1", *([] if start == [start[0]] else ["baseline=false"])]
+        quiet = ["verdict=false", "errors=false", "trainer.seeds=1", *([] if start == [start[0]] else ["baseline=false"])]
         few = [] if shots == "all" else [f"data.shots={shots}"]
         words = [*passed, *quiet, *start, *few, f"seed={seed}"]
         found.append(Job(" ".join(words), {"shots": str(shots), "seed": str(seed)}, words, root))

@@ -1,12 +1,14 @@
 """`ssl evaluate`: a finished run on other data, with the run's own settings. Nothing is repeated on the command line."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from sslcli import device
 from sslcli.build import Modules
 from sslcli.commands import Call
+from sslcli.commands.analysis import analyse, by_predictions
 from sslcli.commands.finished import Finished
 from sslcli.commands.folder import Folder, claimed
 from sslcli.commands.judging import HEADLINE as TASK_SCORES
@@ -77,6 +79,8 @@ def evaluate(
             finished.goal.gallery = prepared.stores.get("gallery")
             scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run, most)  # type: ignore[arg-type]
             folder.reliability(finished.goal)
+            doubts = partial(by_predictions, folder.run.dir / "predictions.jsonl", split, finished.labels)
+            analyse(folder, finished.goal, prepared.stores, doubts)  # type: ignore[arg-type]
             more = _owed(finished, store, split, folder) if leaks and not call.dry_run else {}
             more |= folder.robustness(finished, store, replicas, most) if robustness else {}
         else:

@@ -10,6 +10,7 @@ from pydantic import Field
 from sslcli.augment import Augment
 from sslcli.build import Modules, Moved, parameters
 from sslcli.commands import Call
+from sslcli.commands.analysis import analyse, cross_fitted
 from sslcli.commands.beside import Beside
 from sslcli.commands.folder import Folder, claimed
 from sslcli.commands.judging import HEADLINE, Judging
@@ -52,6 +53,7 @@ def finetune(
     dropout: Annotated[float, Field(ge=0, lt=1)] | None,
     baseline: bool,
     leaks: bool = True,
+    errors: bool = True,
     verdict: Literal["auto"] | bool = "auto",
     resume: Literal["auto"] | bool,
     plugins: list[str],
@@ -77,7 +79,7 @@ def finetune(
             return several.run(HEADLINE)
 
         ready = _Ready(folder, replicas, source, task, processor, backbone, begin, tuned, prepared, change, beside, origin)
-        return _train(call, ready, adversarial, optimizer, trainer, seed, baseline, leaks)
+        return _train(call, ready, adversarial, optimizer, trainer, seed, baseline, leaks, errors)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _train(
     seed: int,
     baseline: bool,
     leaks: bool,
+    errors: bool,
 ) -> dict[str, Any]:
     folder, source, model, prepared = ready.folder, ready.source, ready.model, ready.prepared
     tuned, beside = ready.tuned, ready.beside
@@ -135,6 +138,8 @@ def _train(
     else:
         folder.save_model(source, model, goal, ready.processor, prepared.labels, prepared.facts.get("labelling") == "multi")
     scores = {"train": facts, **judging.scores(folder, baseline, leaks)}
+    if errors:
+        analyse(folder, goal, prepared.stores, partial(cross_fitted, goal, prepared.stores, ready.begin, engine))
     scores |= helped.verdict(ready.origin, ready.task, source, prepared, judging.gallery, engine)
     return folder.finish(scores, receipts, HEADLINE)
 

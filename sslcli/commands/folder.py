@@ -210,7 +210,7 @@ class Folder:
             return scores
         if self.run.writes:
             self._pages()
-        for name in ("report.html", "model", "metrics.json", "predictions.jsonl", *self.drawn):
+        for name in ("report.html", "model", "metrics.json", "predictions.jsonl", "errors.json", "suspicious.csv", *self.drawn):
             if (self.run.dir / name).exists():
                 self.call.screen.say(f"{name:18} {self.run.dir / name}")
         return {"run": str(self.run.dir), **scores}

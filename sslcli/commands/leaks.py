@@ -1,7 +1,7 @@
 """`ssl leaks`: rows of one part of the data that stand in another as well, listed pair by pair."""
 
-import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from sslcli.evidence import likeness
 from sslcli.evidence.leaks import KINDS, Leaks, Sketch, radar
 from sslcli.run import storage, write_atomically
 from sslcli.schema import Part
+from sslcli.spreadsheet import write_table
 
-FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would work out instead of showing it
 COLUMNS = ("part", "row", "in", "in_row", "kind", "similarity", "place", "in_place", "text", "in_text")
 
 
@@ -84,11 +84,11 @@ def _list(path: Path, found: Leaks, source: Rows, stores: dict[str, Any]) -> Non
         wanted.setdefault(one, set()).update(p.first for p in pairs)
         wanted.setdefault(two, set()).update(p.second for p in pairs)
     shown = {part: source.shown(part, np.array(sorted(rows), np.int64), stores.get(part)) for part, rows in wanted.items()}
-    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+
+    def listed() -> Iterator[tuple[Any, ...]]:
         for (one, two), pairs in found.pairs.items():
             for p in pairs:
                 (place, text), (in_place, in_text) = shown[two][p.second], shown[one][p.first]
-                values = (two, p.second + 1, one, p.first + 1, p.kind, p.similarity, place, in_place, text, in_text)
-                writer.writerow([f"'{v}" if str(v).startswith(FORMULA) else v for v in values])
+                yield two, p.second + 1, one, p.first + 1, p.kind, p.similarity, place, in_place, text, in_text
+
+    write_table(path, COLUMNS, listed())

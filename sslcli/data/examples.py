@@ -99,6 +99,11 @@ def shown(example: Mapping[str, Any]) -> Any:
     return sides if len(sides) > 1 else next(iter(sides.values()))
 
 
+def _origin(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Where an example comes from: file and record, and what its `source` column says."""
+    return {key: example[key] for key in ("file", "record", "source") if key in example}
+
+
 def examples_of(store: Store) -> Store:
     return Store(store.path.parent / "examples")
 
@@ -126,7 +131,7 @@ def _build(
         for chunk in kept(reader, coder, inventory, chosen, CHUNK):
             made = coder.rows(chunk, ids, tokenizer, limit, too_long)
             _append_rows(rows, made, examples.count)
-            append_lines(examples, [{"input": shown(example), "gold": coder.gold(example)} for example in chunk])
+            append_lines(examples, [{"input": shown(example), "gold": coder.gold(example), **_origin(example)} for example in chunk])
             totals.update(cut_rows=made.cut_rows, cut_tokens=made.cut_tokens, dropped=made.dropped, tokens=sum(map(len, made.ids)))
             for example in chunk:
                 per_label.update(coder.labels(example))

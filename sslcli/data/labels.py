@@ -17,6 +17,8 @@ class LabelCoder:
     `role`: of the column that is labelled; `unseen`: held-out examples may have labels that training has not.
     """
 
+    optional = ("source",)
+
     def __init__(self, labelling: Mode, role: str, unseen: bool = False):
         self.columns: Sequence[str] = (role, "label")
         self.labelling, self.unseen = labelling, unseen

@@ -25,6 +25,7 @@ NAMES = {
     "negative": "negative negatives hard_negative hard_negatives negative_passages contradiction".split(),
     "id": "id _id doc_id docid pid passage_id corpus_id".split(),
     "passage": "passage text answer document content contents body 答案 文本 内容".split(),
+    "source": [],  # where a row comes from: never guessed, as a record that lacks it would be bad
     "image": "image img picture photo image_path img_path filepath file_path filename file_name path file images 图片 图像".split(),
 }
 TEXTS = ("text", "text_a", "text_b", "passage")  # roles that are one text each

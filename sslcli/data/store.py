@@ -23,7 +23,7 @@ import numpy as np
 from sslcli.run import storage, sync_folder, write_atomically
 
 MOST_READERS = 16  # threads that read or decode
-VERSION = 1  # of the layout and of the processors' code: raise it when either changes what a store holds
+VERSION = 2  # of the layout and of the processors' code: raise it when either changes what a store holds
 
 
 class Store:

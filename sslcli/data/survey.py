@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,16 +102,16 @@ def valid_is(data: Labelled, readers: Mapping[str, Reader], plans: Plans) -> dic
 
 
 def kept(reader: Reader, coder: Coder, inventory: Sequence[str], chosen: np.ndarray | None, size: int) -> Iterator[list[dict[str, Any]]]:
-    """The good (and chosen) examples again, `size` at a time."""
+    """The good (and chosen) examples again, `size` at a time, each with the `file` and `record` that it is."""
     known, numbers = set(inventory), None if chosen is None else set(chosen.tolist())
     held: list[dict[str, Any]] = []
     good = -1
-    for _, _, example in reader:
+    for file, record, example in reader:
         if coder.tidy(example) or not (coder.unseen or known.issuperset(coder.labels(example))):
             continue  # counted by the survey
         good += 1
         if numbers is None or good in numbers:
-            held.append(example)
+            held.append({**example, "file": Path(file).name, "record": record})
         if len(held) == size:
             yield held
             held = []

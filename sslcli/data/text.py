@@ -13,7 +13,7 @@ from sslcli.data.store import Store
 from sslcli.errors import BadInput, printable
 
 Where = str | list[str] | None
-Role = Literal["text", "label", "tokens", "tags", "text_a", "text_b", "score", "positives", "negative", "id", "passage"]
+Role = Literal["text", "label", "tokens", "tags", "text_a", "text_b", "score", "positives", "negative", "id", "passage", "source"]
 
 
 class TextData:

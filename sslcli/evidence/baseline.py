@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,15 +54,19 @@ def _examples(store: Store) -> Iterator[tuple[Any, Any]]:
         yield row["input"], row["gold"]
 
 
+def ngrams(texts: Sequence[str]) -> dict[str, Any]:
+    """How texts are counted (options of TfidfVectorizer): by words and pairs of them; by characters where no spaces part them."""
+    sample = "".join(texts[:200])
+    spaced = sum("\u4e00" <= c <= "\u9fff" for c in sample) < 0.2 * max(1, len(sample))
+    return {"ngram_range": (1, 2)} if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
+
+
 def _tfidf(known: list[tuple[str, str]], texts: list[str]) -> tuple[str, list[str]]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    sample = "".join(text for text, _ in known[:200])
-    spaced = sum("\u4e00" <= c <= "\u9fff" for c in sample) < 0.2 * max(1, len(sample))
-    ngrams = {"ngram_range": (1, 2)} if spaced else {"analyzer": "char", "ngram_range": (1, 3)}
-    vectors = TfidfVectorizer(sublinear_tf=True, **ngrams)
+    vectors = TfidfVectorizer(sublinear_tf=True, **ngrams([text for text, _ in known]))
     y = [label for _, label in known]
     try:
         x = vectors.fit_transform(text for text, _ in known)

@@ -52,13 +52,18 @@ def score(sums: np.ndarray) -> np.ndarray:
 
 
 def counts_of(path: Path) -> np.ndarray:
-    """[N, C] of a predictions.jsonl: single labels (right, 1); several labels or tags (found rightly, said, true)."""
+    """[N, C] of a predictions.jsonl."""
     with path.open(encoding="utf-8") as file:
-        pairs = [(row["prediction"], row["gold"]) for row in map(json.loads, file)]
-    if not pairs or not isinstance(pairs[0][1], list):
-        return np.array([(said == gold, 1) for said, gold in pairs], np.float64).reshape(-1, 2)
-    sets = [(_found(said), _found(gold)) for said, gold in pairs]
-    return np.array([(len(said & gold), len(said), len(gold)) for said, gold in sets], np.float64)
+        found = [tally(row["prediction"], row["gold"]) for row in map(json.loads, file)]
+    return np.array(found, np.float64) if found else np.zeros((0, 2))
+
+
+def tally(said: Any, gold: Any) -> tuple[float, ...]:
+    """What a row brings: of single labels (right, 1); of several labels or tags (found rightly, said, true)."""
+    if not isinstance(gold, list):
+        return float(said == gold), 1.0
+    said_, gold_ = _found(said), _found(gold)
+    return float(len(said_ & gold_)), float(len(said_)), float(len(gold_))
 
 
 def _found(labels: Sequence[str]) -> set[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sslcli.errors import BadInput, printable
-from sslcli.report import card, lead, sections
+from sslcli.report import card, lead, mistakes, sections
 from sslcli.report.compare import between
 from sslcli.report.figures import Figures
 from sslcli.report.markup import Html, joined, tag
@@ -48,7 +48,7 @@ class Page:
             scouted(figures),
             sections.curves(figures),
             sections.classes(figures),
-            sections.errors(figures, said),
+            mistakes.errors(figures) or sections.errors(figures, said),
             sections.pictures(figures, pictures),
             sections.data(figures),
             sections.leaks(figures),

@@ -51,13 +51,14 @@ class Record:
     receipts: dict[str, Any]
     log: list[dict[str, Any]]  # the lines of metrics.jsonl
     scout: dict[str, Any] = field(default_factory=dict)  # of a run whose objective was chosen by pilots
+    errors: dict[str, Any] = field(default_factory=dict)  # of runs that looked at what they get wrong
 
     @classmethod
     def open(cls, folder: Path) -> "Record":
         tree = config.load(config_of(folder))
         if not (folder / "metrics.json").is_file():
             raise BadInput(f"run={printable(folder)}: not finished, it has no metrics.json; finish it with run.dir=<it> resume=auto")
-        values = {name: _mapping(folder / f"{name}.json") for name in ("metrics", "data", "environment", "receipts", "scout")}
+        values = {name: _mapping(folder / f"{name}.json") for name in ("metrics", "data", "environment", "receipts", "scout", "errors")}
         return cls(folder, tree, log=list(lines(folder / "metrics.jsonl")), **values)
 
     @property

@@ -82,20 +82,21 @@ class TokenClassification(Task):
     @torch.no_grad()
     def predict(self, model: Backbone, batch: Batch) -> list[Prediction]:
         """Of each row, the words that it owns (others are owned by a window in which they have more context)."""
-        best, chosen = torch.softmax(self.logits(model, batch), -1).max(-1)
-        rows = []
-        for word, tag, p in zip(batch["word"].cpu().numpy(), chosen.cpu().numpy(), best.cpu().numpy(), strict=True):
-            owned = word >= 0
-            rows.append({"word": word[owned].tolist(), "tag": tag[owned].tolist(), "probability": p[owned].tolist()})
-        return rows
+        logs = torch.log_softmax(self.logits(model, batch), -1)
+        best, chosen = logs.exp().max(-1)
+        loss = -logs.gather(-1, batch["label"].clamp(min=0)[..., None])[..., 0]
+        named = {"word": batch["word"], "tag": chosen, "probability": best, "loss": loss}
+        found = {name: values.cpu().numpy() for name, values in named.items()}
+        return [{name: values[i][word >= 0].tolist() for name, values in found.items()} for i, word in enumerate(found["word"])]
 
     def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
-        """Every word has a tag; those that truncation cut off are O."""
+        """Every word has a tag; those that truncation cut off are O. `loss`: the mean over the words that were read."""
         tags, probabilities = ["O"] * len(example), [0.0] * len(example)
+        losses = [loss for part in parts for loss in part["loss"]]
         for part in parts:
             for word, tag, p in zip(part["word"], part["tag"], part["probability"], strict=True):
                 tags[word], probabilities[word] = self.labels[tag], round(p, 4)
-        return {"prediction": tags, "probabilities": probabilities}
+        return {"prediction": tags, "loss": round(float(np.mean(losses or [0.0])), 6), "probabilities": probabilities}
 
     def score(self, predictions: Sequence[Any], gold: Sequence[Any]) -> dict[str, Any]:
         guess = [to_bio(tags)[0] for tags in predictions]
@@ -105,6 +106,7 @@ class TokenClassification(Task):
 
 class _Coder:
     columns = ("tokens", "tags")
+    optional = ("source",)
     unseen = False
     too_long = "window"
     along: Mapping[str, Any] = {"tag": np.int16, "word": np.int32}
