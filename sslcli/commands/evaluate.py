@@ -100,4 +100,5 @@ def _owed(finished: Finished, store: Store, split: str, folder: Folder) -> dict[
     except BadInput as error:
         folder.call.screen.say(f"leaks  not looked for: the training data cannot be read again ({error})")
         return {}
-    return without_leaks(finished.goal, train, store, split, folder.run.dir / "predictions.jsonl")
+    task: Any = finished.goal
+    return without_leaks(task, train, store, split, folder.run.dir / "predictions.jsonl")

@@ -16,7 +16,7 @@ from sslcli.commands.told import changed, counts
 from sslcli.data.text import Prepared
 from sslcli.distributed import World
 from sslcli.errors import BadInput, printable
-from sslcli.evidence import leaked
+from sslcli.evidence import leaked, projection
 from sslcli.log import duration, shown
 from sslcli.modality import Modality, Processor
 from sslcli.report import page
@@ -195,6 +195,8 @@ class Folder:
         rows.append([speed.replace("_per_second", "/s"), shown(float(facts[speed])), facts.get("precision", "")])
         rows.append(["peak memory", f"{facts['peak_memory_bytes'] / 1e6:,.0f} MB", ""])
         self.call.screen.table(str(self.run.dir), ("", "", "95 % interval"), rows)
+        if "projection" in scores:
+            self.call.screen.say(projection.sentence(scores["projection"]))
         if owed := leaked.sentence(scores, headline):
             self.call.screen.warn(owed)
         return self.end(scores)

@@ -15,6 +15,7 @@ from sslcli.data.stream import Stream
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
 from sslcli.evaluation import held_out
+from sslcli.evidence import projection
 from sslcli.hf.pooling import Pooling
 from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
@@ -79,7 +80,8 @@ def pretrain(
         modules.eval()
         if "tokens" in prepared.facts["train"] and stream.places.lengths is None:
             facts["tokens_per_second"] = round(facts["examples_per_second"] * stream.places.width, 1)
-        scores: dict[str, Any] = {"train": facts}
+        looked = folder.run.lines("metrics.jsonl")
+        scores: dict[str, Any] = {"train": facts, **projection.of_run(getattr(watch, "metric", None), looked, facts)}
         for split in (s for s in ("valid", "test") if s in stores and stores[s].count):
             scores[split] = held_out(goal, backbone, stores[split], replicas, engine.batch_size)
             scores[split] |= source.transfer(backbone, processor, stores["train"], stores[split])

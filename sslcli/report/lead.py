@@ -106,7 +106,23 @@ def _pretrained(figures: Figures) -> list[Html]:
         found.append(tag("p", words(key, first=f"{looks[0]:.4f}" if looks else "", last=last), class_="verdict"))
     if split and (probe := figures.figure(split, "probe")):
         found.append(tag("p", words("probe_is", score=probe), class_="verdict"))
+    if more := _more(figures):
+        found.append(tag("p", more, class_="verdict"))
     return [*found, tag("p", words("worth"), class_="verdict")]
+
+
+def _more(figures: Figures) -> Html | None:
+    """What more pretraining would bring, where somebody looked beside it."""
+    found, words = figures.record.metrics.get("projection"), figures.words
+    if not isinstance(found, dict) or number(found.get("seconds")) is None:
+        return None
+    values: dict[str, Any] = {"time": figures.figure("projection", "seconds"), "name": words.name(found.get("metric"))}
+    ends = found.get("gain_interval")
+    if number(found.get("gain")) is None or not isinstance(ends, list) or [number(x) for x in ends].count(None) or len(ends) != 2:
+        return words("more_unknown", **values)
+    gain, low, high = (_signed(figures, "probe", float(x)) for x in (found["gain"], *ends))
+    key = {"helps": "more_helps", "hardly helps": "more_hardly"}.get(str(found.get("verdict")), "more_may")
+    return words(key, **values, gain=gain, low=low, high=high)
 
 
 def _facts(figures: Figures) -> list[tuple[str, Html | None]]:
