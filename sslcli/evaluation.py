@@ -91,15 +91,20 @@ def calibrate(task: Task, model: Backbone, store: Store | None, world: World) ->
 
 
 def _logits(task: Task, model: Backbone, store: Store, world: World, most: int | None = None) -> tuple[np.ndarray, list[Any]]:
-    """(logits [N, C], gold) of a store's examples (or the first `most`); windows of one example are averaged."""
+    """(logits [N, C], gold) of a store's examples (or the first `most`)."""
     examples, found, gold = examples_of(store), [], []
-    count = min(examples.count, most or examples.count)
+    for i, mean in answers(task, model, store, world, min(examples.count, most or examples.count)):
+        found.append(mean)
+        gold.append(json.loads(examples.text(i))["gold"])
+    return np.array(found), gold
+
+
+def answers(task: Task, model: Backbone, store: Store, world: World, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, logits [C]) of the first `count` examples, those of its windows averaged; without those that data.too_long=drop left out."""
     for first in range(0, count, CHUNK):
         parts = _chunk(task, model, store, world, first, min(CHUNK, count - first))
         for i in sorted(parts):
-            found.append(np.mean([p["logits"] for p in parts[i]], 0))
-            gold.append(json.loads(examples.text(i))["gold"])
-    return np.array(found), gold
+            yield i, np.mean([p["logits"] for p in parts[i]], 0)
 
 
 def _interned(value: Any) -> Any:

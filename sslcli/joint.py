@@ -13,19 +13,20 @@ from sslcli.optim import Optimizer
 
 MEMORY = 0.9  # of the ratio of the gradients' lengths, from one look to the next
 MOST = 100.0  # times the task's weight
+RAMP = 0.3  # of the run, over which `rampup` rises
 LOOKS = 100  # in a run, at how the two gradients go together
 
 
 class Joint:
     """The node `joint`. `weight`: of the self-supervised loss, the task's is 1; auto makes both gradients of the shared network equally
     long (the aim of GradNorm, Chen et al. 2018, at alpha = 0, met directly by the ratio of their norms). `schedule`: what becomes of that
-    weight over the run; linear and cosine end at zero."""
+    weight over the run; linear and cosine end at zero, rampup begins there: exp(-5 (1 - t)^2) (Laine and Aila 2017)."""
 
     def __init__(
         self,
         *,
         weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"],
-        schedule: Literal["constant", "linear", "cosine"],
+        schedule: Literal["constant", "linear", "cosine", "rampup"],
         batch_size: Annotated[int, Field(ge=1)] | None,
     ):
         self.weight, self.schedule, self.batch_size = weight, schedule, batch_size
@@ -43,7 +44,9 @@ class Balance(nn.Module):
 
     def at(self, progress: float) -> float:
         """The weight of a step. Before anything was measured: 1."""
-        self.share = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[self.joint.schedule]
+        shares = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+        shares["rampup"] = math.exp(-5 * max(0.0, 1 - progress / RAMP) ** 2)
+        self.share = shares[self.joint.schedule]
         return (float(self.weight) or 1.0) * self.share
 
     @staticmethod

@@ -61,6 +61,9 @@ class Modality(ABC):
     corpus_roles: Sequence[str]  # that are read of a corpus
     verbatim: bool  # whether its text is kept beside its tokens
     seed: int
+    train: Any
+    unlabelled: Any  # data.train, where the user names nothing
+    shots: int | None
     valid: Any
     test: Any
     labels: list[str] | None

@@ -69,7 +69,14 @@ def disagreement(tree: Mapping[str, Any]) -> str | None:
 def plain(tree: dict[str, Any]) -> dict[str, Any]:
     """Without the keys that only this file reads."""
     nodes = {k: v for k, v in tree.items() if k != "modality"}
-    return {k: {n: x for n, x in v.items() if n != "modality"} if isinstance(v, dict) and k in SPEAKING else v for k, v in nodes.items()}
+    return {k: _silent(v) if k in SPEAKING else v for k, v in nodes.items()}
+
+
+def _silent(node: Any) -> Any:
+    """A node, and those inside it, without the key that says its modality."""
+    if not isinstance(node, dict):
+        return node
+    return {k: _silent(v) if isinstance(v, dict) and "kind" in v else v for k, v in node.items() if k != "modality"}
 
 
 def _said(node: Any, group: str) -> str | None:

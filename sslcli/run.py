@@ -93,7 +93,8 @@ class Run:
     def _has_result(self) -> bool:
         """Whether anything is in the folder that cost training time."""
         left = ("metrics.jsonl", "anomalies.jsonl", "checkpoints/step-*")
-        return any(any(self.dir.glob(f"{place}{name}")) for place in ("", "seeds/*/", "pilots/*/") for name in left)
+        inside = ("", "seeds/*/", "pilots/*/", "rounds/*/", "seeds/*/rounds/*/")
+        return any(any(self.dir.glob(f"{place}{name}")) for place in inside for name in left)
 
     def _remove(self) -> None:
         """Nothing half made: the folder goes as it came. Renamed first, so that whoever takes the name next loses nothing."""

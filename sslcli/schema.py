@@ -1,6 +1,7 @@
 """Signatures are the schema: a keyword-only parameter is a configuration key, its annotation is type and range.
 
-The verb's own signature describes the top of the tree; a parameter annotated `Part[X]` is a node that X's constructor describes.
+The verb's own signature describes the top of the tree; a parameter annotated `Part[X]` is a node that X's constructor describes, at any
+depth.
 Positional parameters are what only a running program knows (data, vocabulary, device); they never come from a file. Values that are
 each right and contradict each other are told by the class's `contradiction(keys)`, where it has one.
 """
@@ -55,28 +56,31 @@ def check(verb: Callable, tree: Mapping[str, Any], found: Iterable[str] = (), pl
     `found`: problems that composing met already; `places`: key -> `file:line` where the user's own YAML set it.
     """
     problems: list[str] = list(found)
-    plugins = tree.get("plugins") or ()
-    keys, hints = _keys(verb)
-    arguments: dict[str, Any] = {}
-    plain: dict[str, Any] = {}
-    for key, hint in hints.items():
-        node = tree.get(key)
-        part = _part_of(hint)
-        if part is None:
-            plain[key] = hint
-        elif isinstance(node, Mapping):
-            arguments[keys[key]] = _check_part(key, part, node, plugins, problems)
-        elif node is None and type(None) in get_args(hint):
-            arguments[keys[key]] = None
-        else:
-            problems.append(
-                f"{key}: choose one with {key}=<name>" if node is None else f"{key}={printable(node)}: expected a group of keys"
-            )
-    rest = {k: v for k, v in tree.items() if k in plain or k not in hints}
-    values = _validate("", _model(verb, plain, keys), rest, problems)
+    arguments = _check_keys("", verb, tree, tree.get("plugins") or (), problems)
     if problems:
         places = places or {}
         raise BadInput("\n".join(f"{p} ({places[k]})" if (k := _key_of(p)) in places else p for p in problems))
+    return arguments
+
+
+def _check_keys(path: str, function: Callable, tree: Mapping[str, Any], plugins: Iterable[str], problems: list[str]) -> dict[str, Any]:
+    """Parameter name -> value, of a verb or of a node at `path`: nodes inside it are checked in their turn."""
+    keys, hints = _keys(function)
+    arguments: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for key, hint in hints.items():
+        node, part, full = tree.get(key), _part_of(hint), f"{path}.{key}".lstrip(".")
+        if part is None:
+            plain[key] = hint
+        elif isinstance(node, Mapping):
+            arguments[keys[key]] = _check_part(full, part, node, plugins, problems)
+        elif node is None and type(None) in get_args(hint):
+            arguments[keys[key]] = None
+        else:
+            chosen = f"{part.group}@{full}=<name>" if path and hasattr(part, "group") else f"{full}=<name>"
+            problems.append(f"{full}: choose one with {chosen}" if node is None else f"{full}={printable(node)}: expected a group of keys")
+    rest = {k: v for k, v in tree.items() if k in plain or k not in hints}
+    values = _validate(path, _model(function, plain, keys), rest, problems)
     return arguments | {keys[k]: v for k, v in values.items()}
 
 
@@ -142,11 +146,11 @@ def _check_part(path: str, abstract: type, node: Mapping, plugins: Iterable[str]
             problems.append(str(error))
             return None
         node = {k: v for k, v in node.items() if k != "kind"}
-    names, hints = _keys(init := cls.__init__)  # type: ignore[misc]
-    values = _validate(path, _model(init, hints, names), dict(node), problems)
-    if values and hasattr(cls, "contradiction") and (reason := cls.contradiction(values)):
+    known = len(problems)
+    values = _check_keys(path, cls.__init__, node, plugins, problems)  # type: ignore[misc]
+    if len(problems) == known and hasattr(cls, "contradiction") and (reason := cls.contradiction(values)):
         problems.append(f"{path}: {reason}")
-    return Part(path, cls, {names[k]: v for k, v in values.items()})
+    return Part(path, cls, values)
 
 
 def _model(function: Callable, hints: Mapping[str, Any], names: Mapping[str, str]) -> Any:

@@ -152,6 +152,7 @@ def parts(group: str, abstract: type, modality: str | None = "text") -> list:
     """Every YAML of a group and modality, checked and ready to build."""
     from sslcli import schema
     from sslcli.primary import modality_of
+    from sslcli.unlabelled import OfTask
 
     found = []
     for path in sorted((CONFIGS / group).glob("*.yaml")):
@@ -159,8 +160,21 @@ def parts(group: str, abstract: type, modality: str | None = "text") -> list:
         node = yaml.safe_load(path.read_text())
         if modality_of(group, path.stem, None) != modality:
             continue
+        for entry in node.get("defaults", []):
+            node |= {key: {**inside, **node.get(key, {})} for key, inside in _inside(entry)}
         node = {k: v for k, v in node.items() if k not in ("defaults", "modality")}
         part = schema._check_part(group, abstract, node, (), problems)
         assert not problems, (path, problems)
+        if issubclass(part.cls, OfTask) != issubclass(abstract, OfTask):
+            continue  # built with a task, and tested with one
         found.append(pytest.param(part, id=path.stem))
     return found
+
+
+def _inside(entry: object) -> Iterator[tuple[str, dict]]:
+    """The node that an entry of a defaults list puts inside another: `/augment@strong: eda`."""
+    for where, choice in entry.items() if isinstance(entry, dict) else ():
+        group, at, key = where.partition("@")
+        if at and not key.startswith("_"):
+            node = yaml.safe_load((CONFIGS / group.lstrip("/") / f"{choice}.yaml").read_text())
+            yield key, {k: v for k, v in node.items() if k != "modality"}

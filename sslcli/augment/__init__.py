@@ -6,3 +6,4 @@ from typing import ClassVar
 
 class Augment:
     room: ClassVar[str] = "augmentations"
+    group: ClassVar[str] = "augment"  # of YAMLs, as a part inside another is chosen: augment@objective.strong=typos

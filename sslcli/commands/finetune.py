@@ -14,6 +14,7 @@ from sslcli.commands.analysis import analyse, cross_fitted
 from sslcli.commands.beside import Beside
 from sslcli.commands.folder import Folder, claimed
 from sslcli.commands.judging import HEADLINE, Judging
+from sslcli.commands.rounds import Rounds
 from sslcli.commands.seeds import Several
 from sslcli.commands.tuned import Tuned
 from sslcli.core import Adversary, Backbone, Objective, Task, Term
@@ -65,18 +66,20 @@ def finetune(
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the examples as it sees them
         source, coder = data.build(seed), task.cls.coder(task.config)
-        beside = Beside(call, objective, joint, source)
+        beside = Beside(call, task, objective, joint, source, plugins)
         first = Start.of(task, from_, coder.columns, seed, dropout, init == "random", pooling, objective)
         begin = partial(source.start, first, model, tokenizer, augment, call.screen.say)
         processor, backbone = begin()
         tuned = Tuned.insert(peft, task, backbone, processor, seed, from_)
-        prepared = beside.read(source.examples(coder, processor), processor, augment)
+        prepared = beside.read(source.examples(coder, processor), coder, processor, augment)
         folder.data(source, prepared, processor.length)
         change = source.changing(processor, backbone, prepared.stores["train"])
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
         if several := Several.wanted(again, folder, replicas, prepared, backbone, processor):
             return several.run(HEADLINE)
+        if rounds := Rounds.wanted(again, folder, replicas, backbone):
+            return rounds.run(HEADLINE)
 
         ready = _Ready(folder, replicas, source, task, processor, backbone, begin, tuned, prepared, change, beside, origin)
         return _train(call, ready, adversarial, optimizer, trainer, seed, baseline, leaks, errors)
@@ -116,7 +119,7 @@ def _train(
 
     # the task
     goal = ready.task.build(model, ready.processor, prepared.labels, prepared.facts)
-    modules = Modules(model, task=goal, **beside.modules(model))
+    modules = Modules(model, task=goal, **beside.modules(model, goal))
     folder.model(model, ready.processor, parameters(modules), tuned.said(modules) if tuned else None)
 
     # training
@@ -132,7 +135,7 @@ def _train(
     # what stays
     goal.conclude(modules.eval().model, stream)
     receipts = {"loaded": model.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **changed}
-    receipts |= {**judging.calibrate(), **engine.receipts()}
+    receipts |= {**beside.receipt(model), **judging.calibrate(), **engine.receipts()}
     if tuned:
         receipts["peft"] = tuned.keep(folder, source, ready.task, goal, ready.processor, prepared, ready.begin)
     else:

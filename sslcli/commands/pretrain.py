@@ -14,6 +14,7 @@ from sslcli.data.store import Store
 from sslcli.data.stream import Stream
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
+from sslcli.errors import BadInput
 from sslcli.evaluation import held_out
 from sslcli.evidence import projection
 from sslcli.hf.pooling import Pooling
@@ -22,6 +23,7 @@ from sslcli.optim import Optimizer
 from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
+from sslcli.unlabelled import OfTask
 
 LEAST = 600  # steps, where the user names no number and one pass over the corpus is shorter
 HEADLINE = (
@@ -50,6 +52,7 @@ def pretrain(
 ) -> dict[str, Any]:
     for key in ("model", "tokenizer"):
         call.refuse_both("from", key, f"from= brings its own {key}")
+    _refuse_of_task(objective)
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
         source, processor, backbone = network(call, data, tokenizer, augment, model, objective, seed, from_, pooling)
@@ -68,8 +71,7 @@ def pretrain(
         engine = call.trainer(trainer).build(replicas, folder.run, call.screen, seed, goal.batch_size)
         stream = engine.stream(goal, stores["train"], seed)
         valid = judgeable(goal, stores, call)
-        watch = source.watch(processor, valid, stores["train"])
-        judge, judged = _judge(goal, backbone, valid, replicas, engine.batch_size, watch)
+        judge, judged = _judge(goal, backbone, valid, replicas, engine.batch_size, source.watch(processor, valid, stores["train"]))
         moved = Moved(modules)
         term = Term("objective", goal, stream, adversarial.build())
         facts = engine.fit(modules, [term], optimizer, judge, judged, auto_steps, folder.resume)
@@ -106,6 +108,11 @@ def network(
     source = data.build(seed).serving(objective)
     first = Start.of(objective, from_, source.corpus_roles, seed, objective.config.get("dropout"), pooling=pooling)
     return source, *source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
+
+
+def _refuse_of_task(objective: Part[Objective]) -> None:
+    if issubclass(objective.cls, OfTask):
+        raise BadInput("objective: learns from what a task says of unlabelled rows; it goes beside one, in ssl finetune")
 
 
 def _judge(

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from sslcli import metrics
 from sslcli.build import parameters
+from sslcli.commands import Call
 from sslcli.commands.folder import Folder
 from sslcli.core import Backbone, Task
 from sslcli.data.text import Prepared
@@ -117,11 +118,9 @@ class Several:
         call, run, given = self.folder.call, self.folder.run, self.one.keywords
         trainer, limit = given["trainer"], seconds(given["trainer"].config["time_limit"])
         own = {"seeds": 1, "time_limit": limit and limit / len(self.seeds)}
-        config = OmegaConf.create(call.config_yaml)
-        for key, value in {"seed": seed, "run.dir": str(self._place(seed)), **{f"trainer.{k}": v for k, v in own.items()}}.items():
-            OmegaConf.update(config, key, value)
+        changes = {"seed": seed, "run.dir": str(self._place(seed)), **{f"trainer.{k}": v for k, v in own.items()}}
         parts = {
-            "call": replace(call, config_yaml=OmegaConf.to_yaml(config), screen=screen),
+            "call": told(call, screen, changes),
             "run": Part("run", Run, {"dir": str(self._place(seed)), "keep": run.keep}),
             "trainer": Part(trainer.path, trainer.cls, {**trainer.config, **own}),
         }
@@ -159,15 +158,28 @@ class Several:
         for seed in self.seeds:
             if seed != chosen:
                 shutil.rmtree(self._place(seed) / "checkpoints", ignore_errors=True)
-        for path in self._place(chosen).iterdir():
-            if path.name in ROOTS_OWN or path.name.startswith("."):
-                continue
-            final, making = self.folder.run.dir / path.name, self.folder.run.dir / f".{path.name}.tmp"
-            shutil.rmtree(making, ignore_errors=True)
-            making.unlink(missing_ok=True) if not making.is_dir() else None
-            shutil.copytree(path, making, copy_function=link) if path.is_dir() else link(path, making)
-            shutil.rmtree(final, ignore_errors=True)
-            making.replace(final)
+        deliver(self._place(chosen), self.folder.run.dir)
+
+
+def told(call: Call, screen: Screen, changes: Mapping[str, Any]) -> Call:
+    """The call of one run of many: its own configuration has these keys."""
+    config = OmegaConf.create(call.config_yaml)
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value)
+    return replace(call, config_yaml=OmegaConf.to_yaml(config), screen=screen)
+
+
+def deliver(place: Path, folder: Path) -> None:
+    """What one run of many left, into the folder of all: linked."""
+    for path in place.iterdir():
+        if path.name in ROOTS_OWN or path.name.startswith("."):
+            continue
+        final, making = folder / path.name, folder / f".{path.name}.tmp"
+        shutil.rmtree(making, ignore_errors=True)
+        making.unlink(missing_ok=True) if not making.is_dir() else None
+        shutil.copytree(path, making, copy_function=link) if path.is_dir() else link(path, making)
+        shutil.rmtree(final, ignore_errors=True)
+        making.replace(final)
 
 
 class OfMany(Screen):

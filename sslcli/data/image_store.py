@@ -120,9 +120,10 @@ def examples(
     `labels`: those of a trained model, to be kept; `only`: the one split that is wanted (a held-out part needs the training data).
     """
     splits = (*wanted(data, only), *(("gallery",) if data.gallery is not None else ()))
-    found = {s: kept for s in splits if (kept := decoded(data, s, processor, progress, labelled=True)) is not None}
+    labelled = "label" in coder.columns
+    found = {s: kept for s in splits if (kept := decoded(data, s, processor, progress, labelled)) is not None}
     given = labels if labels is not None else data.labels
-    roles = {role: role for role in ("image", "label", "place")}
+    roles = {role: role for role in (*coder.columns, "place")}
     readers = {s: Reader(f"data.{s}", _Rows(k.store), tuple(roles), roles, data.on_bad_record, True) for s, k in found.items()}
     inventory, plans, bad = survey(data, coder, readers, given)
     facts = dict(coder.facts)  # as the survey counted them: building reads some examples again

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sslcli.data.survey import Unlabelled
 from sslcli.errors import BadInput
 
 Mode = Literal["auto", "single", "multi", "ordinal"]
@@ -70,6 +71,28 @@ class LabelCoder:
 
     def gold(self, example: dict[str, Any]) -> Any:
         return example["label"]
+
+
+class Unread(Unlabelled):
+    """How rows of the same kind are read that have no labels, or whose labels nobody looks at: all are -1."""
+
+    unseen = True
+
+    def __init__(self, coder: LabelCoder):
+        self.coder, self.columns, self.facts = coder, coder.columns[:1], dict[str, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.coder, name)
+
+    def tidy(self, example: dict[str, Any]) -> str | None:
+        example["label"] = None
+        return None
+
+    def gold(self, example: dict[str, Any]) -> Any:
+        return None
+
+    def identity(self) -> Any:
+        return [*self.coder.identity(), "unread"]
 
 
 def named(label: Any) -> str:
