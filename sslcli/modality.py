@@ -134,9 +134,9 @@ class Modality(ABC):
         """What a network's features are worth, looked at beside pretraining (evidence.watch); None where nothing looks."""
         return None
 
-    def compared(self, processor: Any, stores: Mapping[str, Any], labelled: "Modality | None") -> Callable[[Any], dict[str, float]]:
-        """What a network's features are worth on one fixed sample, by labels where there are any (`labelled`: data that was named for
-        that), else by how they use their space: the same for every network, so that they can be compared."""
+    def compared(self, processor: Any, stores: Mapping[str, Any], labelled: Any, most: int) -> Callable[[Any], dict[str, float]]:
+        """What a network's features are worth on one fixed sample of at most so many rows, by labels where there are any (`labelled`:
+        data that was named for that), else by how they use their space: the same for every network, so that they can be compared."""
         raise BadInput("objective: features of this kind of data cannot be compared; name one objective")
 
     def transfer(self, model: Backbone, processor: Any, train: Any, test: Any) -> dict[str, Any]:

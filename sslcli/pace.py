@@ -23,6 +23,7 @@ class Pace:
     every: dict[str, int | None]  # eval, save, log -> steps
     time_limit: float | None  # seconds
     measuring: float = MEASURING
+    least: int = LEAST
 
     def plan(self, stream: Stream, auto: Callable[[Stream], int], world: World, rehearse: Callable[[int], None], begun: Any = None) -> int:
         """Steps of the whole run; of one that goes on (`begun`: its state), those that it has, unless it is told others.
@@ -38,7 +39,7 @@ class Pace:
 
     def _measure(self, limit: float, stream: Stream, world: World, rehearse: Callable[[int], None]) -> int:
         times: list[float] = []
-        while len(times) < LEAST or sum(times) < self.measuring * limit:
+        while len(times) < self.least or sum(times) < self.measuring * limit:
             start = time.monotonic()
             rehearse(len(times))
             times.append(max(world.gather(time.monotonic() - start)))  # ranks agree on when to stop

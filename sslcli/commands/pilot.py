@@ -1,9 +1,11 @@
 """A pilot: the beginning of a long run, stopped after some seconds and looked at. A longer pilot, and the long run, go on from there."""
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from sslcli.commands.pretrain import auto_steps, judgeable, network, pretrain
 from sslcli.core import Term
 from sslcli.distributed import world
 from sslcli.errors import BadInput, Diverged, OutOfMemory, printable
-from sslcli.evidence.watch import COMPARED
 from sslcli.modality import Modality
 from sslcli.pace import MEASURING
 from sslcli.run import write_atomically
 from sslcli.schema import Part
 
 NETWORK = ("data", "tokenizer", "augment", "model", "objective", "seed", "from_", "pooling")  # of a pretraining's arguments
+LEAST, MOST = 256, 2048  # rows that networks are compared on
 DECIDING = ("probe", "spearman", "rankme")  # the first of these that was measured chooses; of all of them more is better
 
 
@@ -64,7 +66,7 @@ class Pilot:
             self.why = str(error)
         return time.monotonic() - start
 
-    def train(self, call: Call, parts: Mapping[str, Any], until: float, horizon: float, labelled: Modality | None) -> None:
+    def train(self, call: Call, parts: Mapping[str, Any], until: float, horizon: float, labelled: Modality | None, most: int) -> None:
         """On, until it has trained for so many seconds in all of the `horizon` that a long run would have; then look."""
         trainer = parts["trainer"]
         limited = Part(trainer.path, trainer.cls, {**trainer.config, "steps": None, "epochs": None, "time_limit": until})
@@ -76,11 +78,11 @@ class Pilot:
             folder.model(backbone, processor, parameters(modules))
             judgeable(goal, stores, call)
             engine = limited.build(replicas, folder.run, call.screen, parts["seed"], goal.batch_size)
-            engine.pace = replace(engine.pace, time_limit=horizon, measuring=MEASURING * until / horizon)
+            engine.pace = replace(engine.pace, time_limit=horizon, measuring=MEASURING * until / horizon, least=2)
             term = Term("objective", goal, engine.stream(goal, stores["train"], parts["seed"]), parts["adversarial"].build())
             facts = engine.fit(modules, [term], parts["optimizer"], None, 0, auto_steps, True)
             modules.eval()
-            scores = source.compared(processor, stores, labelled)(backbone)
+            scores = source.compared(processor, stores, labelled, most)(backbone)
         self.looks.append({"seconds": facts["seconds"], "steps": facts["steps"], "scores": scores})
 
     def tried(self, *arguments: Any) -> None:
@@ -90,21 +92,37 @@ class Pilot:
         except (BadInput, Diverged, OutOfMemory, MemoryError) as error:
             self.why = printable(error, 300) or "out of memory"
 
+    def pace(self) -> float:
+        """Seconds of a step by now: the median of the later half, as the first ones warm the machine up."""
+        log = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        seen = [(line["step"], line["seconds"]) for line in map(json.loads, log) if "seconds" in line]
+        each = [(b - a) / (n - m) for (m, a), (n, b) in pairwise(seen)]
+        return statistics.median(each[len(each) // 2 :]) if each else self.looks[-1]["seconds"] / self.looks[-1]["steps"]
+
     def score(self, key: str, rung: int) -> float:
         return float(self.looks[rung]["scores"][key])
 
 
-def first_look(call: Call, parts: Mapping[str, Any], labelled: Modality | None) -> tuple[dict[str, float], float, float]:
-    """The data prepared, and an untrained network looked at: its scores, the seconds that a look takes, and how many times as many rows
-    the scores at the end of a run look at."""
+def first_look(
+    call: Call, parts: Mapping[str, Any], labelled: Modality | None, affordable: Callable[[], float]
+) -> tuple[dict[str, float], int, float, float]:
+    """The data prepared, and an untrained network looked at: its scores, the rows of a look (as many as `affordable` seconds allow), its
+    seconds, and how many times as many rows the scores at the end of a run look at."""
     source, processor, backbone = network(call, **{k: parts[k] for k in NETWORK})
     prepared = source.corpus(processor, lambda _: None)
-    looking: Callable[[Any], dict[str, float]] = source.compared(processor, prepared.stores, labelled)
-    start = time.monotonic()
-    scores = looking(backbone)
-    seconds = time.monotonic() - start
+
+    def look(most: int) -> tuple[dict[str, float], float]:
+        start = time.monotonic()
+        return source.compared(processor, prepared.stores, labelled, most)(backbone), time.monotonic() - start
+
+    most, (scores, seconds) = LEAST, look(LEAST)
+    while most < MOST and 2 * seconds < affordable():
+        most *= 2
+        seconds *= 2
+    if most > LEAST:
+        scores, seconds = look(most)
     rows = sum(facts["examples"] for facts in prepared.facts.values() if isinstance(facts, dict) and "pixels" in facts)
-    return scores, seconds, max(1.0, rows / COMPARED)
+    return scores, most, seconds, max(1.0, rows / most)
 
 
 def write_config(folder: Path, tree: Any) -> None:

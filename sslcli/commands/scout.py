@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,8 @@ from sslcli.schema import Part
 ASKED, BOARD = "scout.yaml", "scout.json"  # what the user asked for, and what came of it
 LEAST = 1.0  # seconds of training without which a pilot says nothing
 SPARE, ENDING = 0.5, 2.5  # seconds beside building and looking that a pilot takes, and that the end of a run takes
-USABLE = 0.9  # share of the long run's time that steps may use: evaluations and checkpoints take time too
+LOOKING = 0.25  # share of the pilots' time that looking may take
+USABLE = 0.92  # share of the long run's time that steps may use: evaluations and checkpoints take time too
 FALLS = ("linear", "cosine")  # schedules that depend on the number of steps from the first on
 DECIDED = {
     "trainer.steps": "budget says how long all of it may take",
@@ -66,6 +68,7 @@ class Board:
     spent: float = 0.0
     untrained: dict[str, float] = field(default_factory=dict)
     by: str = ""  # the score that decides
+    rows: int = 0  # that networks are compared on
     counts: list[int] = field(default_factory=list)  # of pilots on each rung
     until: list[float] = field(default_factory=list)  # seconds of training at the end of each rung
     horizon: float = 0.0  # of the long run, as planned
@@ -96,6 +99,7 @@ def scout(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
         raise BadInput("trainer.devices: objective=auto compares on one device; use the objective that it finds with trainer.devices")
     screen, resume = Screen(flags.get("quiet", False), flags.get("verbose", False)), bool(composed.tree["resume"])
     call = Call(config_yaml, overrides, screen, flags.get("dry_run", False))
+    call.refuse_beside_from()
     words = [o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in ("objective", "budget", "run", "resume")]
     yamls = Path(flags["folder"]) if "folder" in flags else None
     scouting = Scouting(call, Path(tree["run"]["dir"]), tree, auto, budget, flags["began"])
@@ -125,6 +129,7 @@ class Scouting:
     auto: Auto
     budget: float
     began: float
+    checked: dict[str, dict[str, Any]] = field(default_factory=dict)  # what `pretrain` takes, of each pilot
 
     def now(self) -> float:
         """Seconds of this process so far."""
@@ -180,10 +185,13 @@ class Scouting:
             screen.say(f"{pilot.name} does not fit: {pilot.why}")
         if not some:
             raise BadInput(f"objective.candidates: none fits; {board.pilots[0].why}")
-        board.untrained, looking, more = first_look(quiet, self._parts(some[0]), self._labelled(some[0]))
+        counts = halving.rungs(len(some))
+        affordable = partial(self._affordable, board, before, sum(counts))
+        found = first_look(quiet, self._parts(some[0]), self._labelled(some[0]), affordable)
+        board.untrained, board.rows, looking, more = found
         board.by = next(k for k in DECIDING if k in board.untrained)
         building = statistics.median(took)  # the first one imports as well
-        each, counts = building + looking + SPARE, halving.rungs(len(some))
+        each = building + looking + SPARE
         board.counts, board.ending = counts, ENDING + 2 * building + looking * (1 + more)
         left = board.budget - before - self.now() - board.ending
         training = self.auto.share * left - each * sum(counts)
@@ -193,8 +201,13 @@ class Scouting:
             what = f"is too short for pilots of {len(some)} objectives; at least {duration(need + 1)} are needed here"
             raise BadInput(f"budget={shown(self.tree['budget'])}: {what}, or fewer objective.candidates")
         board.horizon = (1 - self.auto.share) * left + board.until[-1]
+        board.save(self.root)
         goes = ", ".join(f"{n} for {u:,.1f} s" for n, u in zip(counts, board.until, strict=True))
         screen.say(f"pilots {goes}, then one for {duration(board.horizon)}; {board.by} decides")
+
+    def _affordable(self, board: Board, before: float, visits: int) -> float:
+        """Seconds that one look may take."""
+        return LOOKING * self.auto.share * (board.budget - before - self.now() - ENDING) / visits
 
     def _rung(self, board: Board, rung: int, until: float, going: list[str], before: float) -> list[str]:
         """Those that go on, the best first."""
@@ -218,7 +231,7 @@ class Scouting:
 
     def _train(self, board: Board, pilot: Pilot, until: float) -> None:
         try:
-            pilot.tried(self._quiet(pilot.name), self._parts(pilot), until, board.horizon, self._labelled(pilot))
+            pilot.tried(self._quiet(pilot.name), self._parts(pilot), until, board.horizon, self._labelled(pilot), board.rows)
         except Preempted as error:
             raise Preempted(f"{pilot.name}: {str(error).replace(str(pilot.folder), str(self.root))}") from error
 
@@ -230,7 +243,7 @@ class Scouting:
         left = board.budget - before - self.now() - board.ending
         had, steps = (0.0, 0) if falls else (look["seconds"], look["steps"])
         limit = max(had + left, had + LEAST)
-        planned = steps + max(1, int(USABLE * (limit - had) * look["steps"] / look["seconds"]))
+        planned = steps + max(1, int(USABLE * (limit - had) / pilot.pace()))
         for key, value in {"trainer.steps": planned, "trainer.time_limit": round(limit, 2)}.items():
             OmegaConf.update(chosen, key, value)
         why = f"goes on from its pilot's {steps:,} steps"
@@ -253,7 +266,9 @@ class Scouting:
         return {**result, "scout": {"chosen": board.chosen, "by": board.by, "deciding_seconds": round(board.spent, 2), **board.long_run}}
 
     def _parts(self, pilot: Pilot) -> dict[str, Any]:
-        return pilot.parts(self.tree["plugins"])
+        if pilot.name not in self.checked:
+            self.checked[pilot.name] = pilot.parts(self.tree["plugins"])
+        return self.checked[pilot.name]
 
     def _labelled(self, pilot: Pilot) -> Modality | None:
         """What objective.labelled names, read as data.train would be."""

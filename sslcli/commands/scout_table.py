@@ -1,5 +1,6 @@
 """What a scout decided from, on the screen: a line a candidate, the best first."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,5 +22,20 @@ def show(board: Any, root: Path, screen: Screen) -> None:
         rows.append([pilot.name, seconds, look["steps"], *(look["scores"].get(k) for k in keys), end])
     rows.append(["(untrained)", "", "", *(board.untrained[k] for k in keys), ""])
     screen.table(f"{root / 'scout.json'}: {board.by} decides", ("objective", "trained", "steps", *keys, "until"), rows)
+    if doubt := _doubt(board):
+        screen.warn(doubt)
     if few := [p.name for p in board.pilots if p.looks and p.looks[0]["steps"] < FEW]:
         screen.warn(f"{', '.join(few)}: fewer than {FEW} steps in a pilot say little; a longer budget or a smaller model helps")
+
+
+def _doubt(board: Any) -> str | None:
+    """Whether the last rung could have gone either way: accuracies whose difference is less than two of its standard errors."""
+    last = [p.looks[-1]["scores"] | {"name": p.name} for p in board.pilots if not p.why and len(p.looks) == len(board.until)]
+    if board.by != "probe" or len(last) < 2:
+        return None
+    first, second = sorted(last, key=lambda s: -s["probe"])[:2]
+    error = math.sqrt(sum(s["probe"] * (1 - s["probe"]) / s["rows"] for s in (first, second)))
+    if first["probe"] - second["probe"] >= 2 * error:
+        return None
+    both = f"{first['name']} {first['probe']:.3f} and {second['name']} {second['probe']:.3f}"
+    return f"{both} are within chance of each other on {first['rows']:,} rows: either may be the better one"

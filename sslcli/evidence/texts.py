@@ -19,7 +19,7 @@ from sslcli.errors import BadInput
 from sslcli.evidence import neighbours, probe, spread
 from sslcli.losses import spread as deviation
 
-MOST, TOKENS = 2048, 16_384  # texts of a look, and tokens of one forward pass
+TOKENS = 16_384  # of one forward pass
 READ = 100_000  # labelled texts that the sample is drawn from
 LEAST = 8  # tokens of a half of a text
 SEED = 0x7E875
@@ -28,17 +28,24 @@ Labelled = list[tuple[str, str]]
 
 
 class Compared:
-    """`compared(model)`. With labels: `knn` and `probe`, each leaving one out; with scored pairs (`pairs`): `spearman`. Always: `rankme`,
-    `feature_std`, `uniformity` and `alignment`, that of the two halves of a document."""
+    """`compared(model)`. With labels: `knn` and `probe`, each leaving one out; without: `alignment`, that of the two halves of a document.
+    With scored pairs (`pairs`): `spearman`. Always: `rankme`, `feature_std`, `uniformity`."""
 
-    def __init__(self, tokenizer: Tokenizer, store: Store, labelled: Labelled | None, pairs: Callable[[Any], dict[str, float]] | None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        store: Store,
+        labelled: Labelled | None,
+        pairs: Callable[[Any], dict[str, float]] | None,
+        most: int,
+    ):
         self.documents, self.pairs, self.label = Documents(tokenizer), pairs, None
-        texts = self.documents.read(store, np.sort(chance.permutation(SEED, 0, len(self.documents.rows(store)))[:MOST]))
-        halves = [(t[: len(t) // 2], t[len(t) // 2 :]) for t in texts if len(t) >= 2 * LEAST] or [(t, t) for t in texts]
-        self.halves = [list(side) for side in zip(*halves, strict=True)]
-        self.texts = texts
-        if labelled is not None:
-            chosen = [labelled[i] for i in np.sort(chance.permutation(SEED, 0, len(labelled))[:MOST]).tolist()]
+        if labelled is None:
+            self.texts = self.documents.read(store, np.sort(chance.permutation(SEED, 0, len(self.documents.rows(store)))[:most]))
+            halves = [(t[: len(t) // 2], t[len(t) // 2 :]) for t in self.texts if len(t) >= 2 * LEAST] or [(t, t) for t in self.texts]
+            self.halves = [list(side) for side in zip(*halves, strict=True)]
+        else:
+            chosen = [labelled[i] for i in np.sort(chance.permutation(SEED, 0, len(labelled))[:most]).tolist()]
             names = {name: i for i, name in enumerate(sorted({label for _, label in chosen}))}
             self.label = torch.tensor([names[label] for _, label in chosen])
             coded = tokenizer.hf([text for text, _ in chosen], add_special_tokens=False)["input_ids"]
@@ -48,10 +55,15 @@ class Compared:
         model.eval()
         found = self._vectors(model, self.texts)
         scores = {"rankme": spread.rankme(found), "feature_std": float(deviation(found)), "uniformity": spread.uniformity(found)}
-        scores["alignment"] = spread.alignment(*(self._vectors(model, half) for half in self.halves))
-        if self.label is not None:
+        if self.label is None:
+            scores["alignment"] = spread.alignment(*(self._vectors(model, half) for half in self.halves))
+        else:
             label = self.label.to(found.device)
-            scores |= {"knn": neighbours.accuracy(found, label), "probe": probe.ridge(found, label, int(label.max()) + 1)[2]}
+            scores |= {
+                "rows": len(label),
+                "knn": neighbours.accuracy(found, label),
+                "probe": probe.ridge(found, label, int(label.max()) + 1)[2],
+            }
         return {**scores, **(self.pairs(model) if self.pairs is not None else {})}
 
     @torch.no_grad()

@@ -21,7 +21,6 @@ SHARE, PLANNED = 0.03, 0.025  # of the training time: what looking may take, and
 LEAST, MOST = 256, 8192  # pictures of a look
 TRIED = 64  # pictures that the cost is measured with
 PAIRS = 2048  # pictures whose distances are compared
-COMPARED = 2048  # pictures that networks are compared on
 SEED = 0x3A7C4
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as DINO's evaluation has them
 
@@ -64,12 +63,12 @@ class Watch:
             model.train(was_training)
             self.spent += self.clock() - start
 
-    def look(self, model: Backbone) -> dict[str, float]:
+    def look(self, model: Backbone, most: int) -> dict[str, float]:
         """The scores of one sample, whatever that costs, the same for every network: for comparing them."""
         if not self.sample:
-            self._choose(COMPARED)
+            self._choose(most)
         model.eval()
-        return self._look(model)
+        return {"rows": sum(len(rows) for _, rows in self.sample), **self._look(model)}
 
     def _afford(self, model: Backbone, seconds: float) -> None:
         """As many pictures as a look of so many seconds allows; a power of two, so that a resumed run looks at the same ones."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,15 @@ class Image(ImageData, Modality):
     def watch(self, processor: Pixels, valid: Store | None, train: Store) -> Watch | None:
         return Watch(processor, valid, train) if valid is not None else None
 
-    def compared(self, processor: Pixels, stores: Mapping[str, Store], labelled: Modality | None) -> Callable[[Any], dict[str, float]]:
+    def compared(
+        self, processor: Pixels, stores: Mapping[str, Store], labelled: Modality | None, most: int
+    ) -> Callable[[Any], dict[str, float]]:
         named = labelled.corpus(processor, lambda _: None, only="train").stores if labelled is not None else {}
         parts = [*named.values()] or [stores[name] for name in ("valid", "train") if name in stores]
         watch = Watch(processor, *parts)
         if named and not watch.metric:
             raise BadInput("objective.labelled: no labels were found there; name labelled pictures, or leave it out")
-        return watch.look
+        return partial(watch.look, most=most)
 
     def transfer(self, model: Any, processor: Pixels, train: Store, test: Store) -> dict[str, Any]:
         return transfer(model, processor, train, test)

@@ -166,9 +166,12 @@ class Text(TextData, Modality):
     def watch(self, processor: Tokenizer, valid: Store | None, train: Store) -> PairWatch | None:
         return PairWatch(self._scored, int(processor.pad or 0)) if self._scored is not None else None
 
-    def compared(self, processor: Tokenizer, stores: Mapping[str, Store], labelled: Modality | None) -> Callable[[Any], dict[str, float]]:
+    def compared(
+        self, processor: Tokenizer, stores: Mapping[str, Store], labelled: Modality | None, most: int
+    ) -> Callable[[Any], dict[str, float]]:
         scored = PairWatch(self._scored, int(processor.pad or 0)) if self._scored is not None else None
-        return Compared(processor, stores["train"], labels_beside(cast(TextData, labelled or self), labelled is None), scored)
+        found = labels_beside(cast(TextData, labelled or self), labelled is None)
+        return Compared(processor, stores["train"], found, scored, most)
 
     def transfer(self, model: Any, processor: Tokenizer, train: Store, test: Store) -> dict[str, Any]:
         return transfer(model, self._scored, int(processor.pad or 0)) if self._scored is not None else {}
