@@ -20,6 +20,7 @@ from sslcli.joint import Balance
 from sslcli.log import Screen
 from sslcli.noise import Noise
 from sslcli.optim import Optimizer
+from sslcli.sentinel import Sentinel
 
 TIMED = 3  # passes of each kind that a cost is the least of
 
@@ -38,10 +39,12 @@ class Backward:
     seed: int
     micro_rows: int | None  # what the user named
     count: Count
+    sentinel: Sentinel
 
     def __call__(self, step: int, batches: list[list[Batch]], totals: Sequence[float], compared: bool = False) -> None:
         """Each micro-batch weighed by its share of the global batch. `compared`: look at how the gradients of two terms go together."""
         device.seed(self.seed, step, self.world.rank)
+        self.sentinel.before(step)
         first: list[Tensor | None] = []
         for i, term in enumerate(self.terms):
             if compared and i == 1:
@@ -56,6 +59,7 @@ class Backward:
             cosine = self.balance.compare(first, self.optimizer, self.world)
             self.count("gradient_cosine", cosine, 1.0)
             self.count("weight", torch.tensor(self.terms[1].weight, dtype=torch.float64), 1.0)
+        self.sentinel.look(step)
         return None
 
     def _back(self, i: int, batch: Batch, share: float) -> None:
@@ -63,6 +67,7 @@ class Backward:
         with noise.around(partial(term.objective, self.modules.model, batch)) as forward:
             for output in term.adversary(forward, noise):
                 (output.loss * (term.weight * share)).backward()
+            self.sentinel.see(term.name, noise.clean)
             for name, value in noise.seen().items():
                 self.count(f"{term.name}.{name}" if len(self.terms) > 1 else name, value, float(batch["weight"]))
 

@@ -78,15 +78,8 @@ def _dispatch(words: list[str]) -> int:
 
 def _flags(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Options, and the rest: Hydra overrides."""
-    known = {
-        "-m": "multirun",
-        "--multirun": "multirun",
-        "--dry-run": "dry_run",
-        "-q": "quiet",
-        "--quiet": "quiet",
-        "-v": "verbose",
-        "--verbose": "verbose",
-    }
+    known = {"-m": "multirun", "--multirun": "multirun", "--dry-run": "dry_run"}
+    known |= {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
     valued = {"--cfg": "cfg", "-c": "cfg", "--config-dir": "folder", "-cd": "folder", "--preview": "preview"}
     flags: dict[str, Any] = {"began": time.monotonic()}
     overrides: list[str] = []

@@ -35,6 +35,7 @@ FREE = (
     "trainer.time_limit",
     "trainer.save_every",
     "trainer.log_every",
+    "trainer.on_collapse",
     "data.allow_changed",
 )
 

@@ -30,6 +30,7 @@ class Output:
     loss: Tensor  # scalar, mean over `batch["weight"]` examples or tokens
     logs: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, detached, on the device: the loop never waits for them
     logits: Tensor | None = None  # [N, ..., C]: distributions, one for each thing that `loss` is a mean over; what SMART and VAT compare
+    seen: Mapping[str, Any] = field(default_factory=dict)  # what a collapse would show in (evidence.collapse)
 
 
 class Backbone(nn.Module, ABC):
@@ -80,6 +81,7 @@ class Objective(nn.Module, ABC):
     tuned_times_width: float = 0.04  # and of pretrained ones
     least: ClassVar[int] = 1  # rows without which there is nothing to learn
     verbatim: ClassVar[bool] = False  # it needs the text of a corpus, not only its tokens
+    causes: ClassVar[Mapping[str, str]] = {}  # of a collapse, by what shows (evidence.collapse): the likeliest, a key of evidence.causes
     embeds: ClassVar[bool] = False  # what it makes is a vector a text: exports give that, not the states of its tokens
 
     @staticmethod

@@ -19,6 +19,10 @@ class Diverged(Refusal):
     code = 4
 
 
+class Collapsed(Diverged):
+    """Every input gets one answer, or there is nothing to learn: going on would be in vain (trainer.on_collapse=stop)."""
+
+
 class BadCheckpoint(Refusal):
     """A checkpoint, model folder or adapter that cannot be used."""
 

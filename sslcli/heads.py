@@ -63,6 +63,11 @@ def vectors(model: Backbone, pixels: Tensor, chunk: int | None = None) -> Tensor
     return torch.cat([checkpoint(vector, part, use_reentrant=False) if again else vector(part) for part in pixels.split(chunk)])
 
 
+def views_seen(features: Sequence[Tensor], projected: Tensor | None = None) -> dict[str, Tensor]:
+    """For `Output.seen`: the network's vectors [B, D] of the two whole views, and what the loss makes of the first of them."""
+    return {"first": features[0], "second": features[1], **({} if projected is None else {"projected": projected})}
+
+
 class BatchNorm(nn.BatchNorm1d):
     """In fp32, whatever the weights are kept in. The statistics of a batch are those of this rank's part of it."""
 

@@ -29,6 +29,7 @@ from sslcli.pace import Pace
 from sslcli.resume import Keeper, Standing
 from sslcli.run import Run
 from sslcli.schema import Part
+from sslcli.sentinel import Sentinel
 from sslcli.signals import heard
 
 Count = Annotated[int, Field(ge=1)]
@@ -60,6 +61,7 @@ class Trainer:
         compile: bool | Literal["auto"],
         deterministic: bool,
         gradient_checkpointing: bool,
+        on_collapse: Literal["stop", "warn"],
         seeds: Count | Literal["auto"] = 1,  # the verb's: a trainer has one
     ):
         self.world, self.run, self.screen, self.seed = world, run, screen, seed
@@ -72,6 +74,7 @@ class Trainer:
         self.gradient_checkpointing = gradient_checkpointing
         device.prepare(world.device, deterministic)
         self.keeper, self.signal, self.at = Keeper(run, world, screen), 0, Standing()
+        self.sentinel = Sentinel(on_collapse == "stop", run, screen, world, self._count)
         self.hostile: dict[str, dict[str, Any]] = {}  # of each term with an adversary: cost, noise and loss before the first step
 
     @staticmethod
@@ -123,11 +126,12 @@ class Trainer:
         if not any(p.requires_grad for p in modules.parameters()):
             return self._facts()  # solved, not trained: a probe, a vote of neighbours
         self.optimizer = optimizer.build(modules, self.precision)
-        known = (self.world, self.screen, self.seed, self.micro_rows, self._count)
+        known = (self.world, self.screen, self.seed, self.micro_rows, self._count, self.sentinel)
         self.backward = Backward(modules, terms, noises, self.optimizer, balance, *known)
         steps = self.pace.plan(terms[0].stream, auto, self.world, self._rehearse, found.state if found else None)
         self.at, self.optimizer.steps = self.keeper.begin(found, steps, modules, self.optimizer), steps
         self.keeper.check_space(self.optimizer)
+        self.sentinel.begin(terms, self.optimizer, self._every("log"))
         self._price()
         self.started = time.monotonic() - self.at.elapsed
         with heard(self._note), self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
@@ -135,6 +139,7 @@ class Trainer:
         if self.world.sum([float(self.signal > 0)])[0]:
             name, place = signal.Signals(self.signal or signal.SIGTERM).name, f"{self.at.done:,} of {self.at.steps:,}"
             raise Preempted(f"stopped by {name} after step {place}; run.dir={self.run.dir} resume=auto continues")
+        self.sentinel.end()
         self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer, self.modules))
         self.world.same([*self.modules.parameters(), *self.modules.buffers()])
         return self._facts()
@@ -149,7 +154,7 @@ class Trainer:
         found: dict[str, Any] = {}
         for term in (t for t in self.terms if t.name in self.hostile):
             found["adversarial"] = hostility(term.adversary, self.hostile[term.name], lines, f"{term.name}." if several else "")
-        return found | (self.balance.receipt(lines) if self.balance is not None else {})
+        return found | self.sentinel.receipt() | (self.balance.receipt(lines) if self.balance is not None else {})
 
     def _begin(self) -> None:
         """Whatever objectives set from their data, alike on all ranks."""
@@ -180,12 +185,11 @@ class Trainer:
             self._count("norm", norm, 1.0)
             self._watch_finite(step)
             at.done, at.elapsed = step + 1, time.monotonic() - self.started
-            if self.signal and self.world.size == 1:
-                stop = "signal"  # nobody else to ask
+            stop = "signal" if self.signal and self.world.size == 1 else stop or self.sentinel.stop  # alone, nobody else is asked
 
             # once in a while: log, evaluate, save
             last = at.done == at.steps or stop == "time"
-            if last or at.done % self._every("log") == 0:
+            if last or stop == "collapse" or at.done % self._every("log") == 0:
                 self._log(bar)
             if self.judge and (last or at.done % self._every("eval") == 0):
                 self._evaluate()
@@ -194,10 +198,9 @@ class Trainer:
                 self.keeper.save(at, self.modules, self.optimizer, must=last)
 
             # termination
-            if stop == "signal":
-                return
             if stop == "time":
                 self.screen.say(f"time limit of {duration(self.time_limit or 0)} reached after {at.done:,} of {at.steps:,} steps")
+            if stop:
                 return
         if self._tired():
             self.screen.say(f"no better score in {self.patience} evaluations: stopped after {at.done:,} of {at.steps:,} steps")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.benchmarks.rows import Bench
 
-NAMES = ("start", "data", "mlm", "finetune", "crash", "quickstart", "images", "augment", "few", "leaks", "curve", "scout")
+NAMES = ("start", "data", "mlm", "finetune", "crash", "quickstart", "images", "augment", "few", "leaks", "curve", "scout", "collapse")
 
 
 def main() -> int:

@@ -59,7 +59,7 @@ class Autoencoder(ImageObjective):
             divergence = gaussian_divergence(mean, log_variance).mean()
             logs["divergence"] = divergence.detach()
             loss = loss + 2 * self.kl * divergence / pixels[0].numel()
-        return Output(loss, logs)
+        return Output(loss, logs, seen={"first": mean.flatten(1)})
 
     def _latent(self, model: Backbone, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and, with `kl`, log variance of the latent map, [B, latent, side, side], fp32."""

@@ -1,12 +1,12 @@
 """From one view, predict what a slowly moving twin of the network makes of another; no negatives (BYOL, Grill et al. 2020)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 
 from sslcli.core import Backbone, Batch, Output
-from sslcli.heads import ImageObjective, momentum_at, projector, vectors
+from sslcli.heads import ImageObjective, momentum_at, projector, vectors, views_seen
 from sslcli.losses import negative_cosine, spread
 from sslcli.teacher import Teacher
 
@@ -18,6 +18,7 @@ class BYOL(ImageObjective):
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm, whose statistics are of one view and one rank
     lr_times_width = 0.3
     batch_size = 256
+    causes: ClassVar = {"constant": "teacher", "narrow": "teacher"}
 
     def __init__(
         self,
@@ -35,12 +36,14 @@ class BYOL(ImageObjective):
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
         views = self.views(batch)[:2]
-        projected = [self.projector(vectors(model, v)) for v in views]
+        features = [vectors(model, v) for v in views]
+        projected = [self.projector(f) for f in features]
         predicted = [self.predictor(p) for p in projected]
         with torch.no_grad():
             targets = [self.slow_projector(vectors(self.slow_model.twin, v)) for v in views]
         cosines = negative_cosine(predicted[0], targets[1]) + negative_cosine(predicted[1], targets[0])
-        return Output(4 + 2 * cosines, {"spread": spread(projected[0])})  # |p - t|^2 of unit vectors, both ways
+        loss = 4 + 2 * cosines  # |p - t|^2 of unit vectors, both ways
+        return Output(loss, {"spread": spread(projected[0])}, seen=views_seen(features, projected[0]))
 
     def after_step(self, model: Backbone, progress: float) -> None:
         momentum = momentum_at(progress, self.momentum)

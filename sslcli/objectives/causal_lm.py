@@ -48,13 +48,14 @@ class CausalLM(Objective):
         return {**batch, "where": torch.from_numpy(where), "target": torch.from_numpy(target.ravel()[where]), "weight": weight}
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
-        hidden = model.encode(batch).flatten(0, 1)[batch["where"]]  # [N, D]
+        tokens = model.encode(batch)
+        hidden = tokens.flatten(0, 1)[batch["where"]]  # [N, D]
         if self.head.splits:
             loss, accuracy = linear_cross_entropy(self.head.features(hidden), self.head.weight, self.head.bias, batch["target"])
-            return Output(loss, {"accuracy": accuracy})
+            return Output(loss, {"accuracy": accuracy}, seen={"tokens": tokens})
         logits = self.head(hidden[None])[0]
         accuracy = (logits.argmax(-1) == batch["target"]).float().mean()
-        return Output(F.cross_entropy(logits.float(), batch["target"]), {"accuracy": accuracy}, logits)
+        return Output(F.cross_entropy(logits.float(), batch["target"]), {"accuracy": accuracy}, logits, {"tokens": tokens})
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "token_accuracy": means["accuracy"], "perplexity": math.exp(min(means["loss"], 50))}

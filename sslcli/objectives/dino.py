@@ -1,6 +1,6 @@
 """A student sees small crops and says what its slowly moving teacher says of large ones (DINO, Caron et al. 2021)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcli.core import Backbone, Batch, Output, gathered
-from sslcli.heads import BatchNorm, ImageObjective, Prototypes, momentum_at, same_size, vectors
+from sslcli.heads import BatchNorm, ImageObjective, Prototypes, momentum_at, same_size, vectors, views_seen
 from sslcli.losses import across_views, entropy, spread
 from sslcli.teacher import Teacher
 
@@ -27,6 +27,7 @@ class DINO(ImageObjective):
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm
     lr_times_width = 0.15
     batch_size = 128
+    causes: ClassVar = {"uninformed": "centring"}
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class DINO(ImageObjective):
         loss = across_views(targets.split(rows), said)
         # a collapse shows in either: no entropy in one mean over the batch, or all of it in each picture's
         logs = {"teacher_entropy": entropy(targets).mean(), "prototypes_used": entropy(targets.mean(0)).exp()}
-        return Output(loss, {**logs, "spread": spread(features[:rows])})
+        return Output(loss, {**logs, "spread": spread(features[:rows])}, seen={**views_seen(features.split(rows)), "said": targets})
 
     def _temperature(self) -> float:
         share = min(1.0, self.progress / self.warmup) if self.warmup else 1.0

@@ -65,9 +65,11 @@ class Distill(Objective):
         if self.loss == "relational":
             ours, theirs = (F.normalize(x, dim=-1) for x in (vector, goal))
             loss = F.mse_loss(off_diagonal(ours @ ours.t()), off_diagonal(theirs @ theirs.t()))
-            return Output(loss, {})
+            return Output(loss, {}, seen={"first": vector})
         cosine = F.cosine_similarity(said, goal, dim=-1).mean()
-        return Output(F.mse_loss(said, goal) if self.loss == "mse" else 1 - cosine, {"teacher_cosine": cosine.detach()})
+        return Output(
+            F.mse_loss(said, goal) if self.loss == "mse" else 1 - cosine, {"teacher_cosine": cosine.detach()}, seen={"first": vector}
+        )
 
     def receipt(self, stream: Any) -> dict[str, Any]:
         """Whose vectors were learnt; that the teacher is what it was."""

@@ -72,7 +72,8 @@ class MAE(ImageObjective):
         encoded, painted = self._paint(model, pixels, batch)
         target = _taken(model.patches(pixels), batch["hidden"])
         loss = (painted - (_normalised(target) if self.normalise else target)).square().mean()
-        return Output(loss, {"spread": spread(encoded.detach().mean(1))})
+        vector = encoded.detach().mean(1)
+        return Output(loss, {"spread": spread(vector)}, seen={"first": vector})
 
     def _paint(self, model: Backbone, pixels: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(what the encoder makes of the visible patches, the hidden ones [B, N - V, P] as the decoder paints them)."""

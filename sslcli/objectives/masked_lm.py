@@ -105,14 +105,15 @@ class MaskedLM(Objective):
         return ~missed
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
-        hidden = model.encode(batch).flatten(0, 1)[batch["where"]]  # [N, D]: the vocabulary is only met where something is hidden
+        tokens = model.encode(batch)
+        hidden = tokens.flatten(0, 1)[batch["where"]]  # [N, D]: the vocabulary is only met where something is hidden
         logits = None
         if self.head.splits:
             loss, accuracy = linear_cross_entropy(self.head.features(hidden), self.head.weight, self.head.bias, batch["target"])
         else:
             logits = self.head(hidden[None])[0]
             loss, accuracy = F.cross_entropy(logits.float(), batch["target"]), _accuracy(logits, batch["target"])
-        return Output(loss, {"accuracy": accuracy.detach()}, logits)
+        return Output(loss, {"accuracy": accuracy.detach()}, logits, {"tokens": tokens})
 
     def receipt(self, stream: Any) -> dict[str, Any]:
         """The share of open tokens that a few batches hide; it must be what was asked (whole words and spans may fall a little short)."""

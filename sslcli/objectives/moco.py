@@ -1,6 +1,7 @@
 """A view finds another view of its picture among those that a slowly moving encoder saw (MoCo v3, Chen et al. 2021)."""
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslcli.core import Backbone, Batch, Output, gathered
-from sslcli.heads import ImageObjective, momentum_at, projector, vectors
+from sslcli.heads import ImageObjective, momentum_at, projector, vectors, views_seen
 from sslcli.losses import info_nce, spread
 from sslcli.teacher import Queue, Teacher
 
@@ -23,6 +24,7 @@ class MoCo(ImageObjective):
     couples_rows, least, least_views = True, 2, 2
     lr_times_width = 0.3
     batch_size = 256
+    causes: ClassVar = {"narrow": "negatives", "guessing": "temperature"}
 
     def __init__(
         self,
@@ -47,7 +49,8 @@ class MoCo(ImageObjective):
     def forward(self, model: Backbone, batch: Batch) -> Output:
         views = self.views(batch)[:2]
         # a pass a view: statistics of BatchNorm are of one view (and of one rank, where the authors' are of all)
-        queries = [F.normalize(self.predictor(self.projector(vectors(model, v, self.chunk))).float(), dim=-1) for v in views]
+        features = [vectors(model, v, self.chunk) for v in views]
+        queries = [F.normalize(self.predictor(self.projector(f)).float(), dim=-1) for f in features]
         with torch.no_grad():
             keys = [F.normalize(self.slow_projector(vectors(self.slow_model.twin, v, self.chunk)).float(), dim=-1) for v in views]
             (firsts, begin), (seconds, _) = gathered(keys[0]), gathered(keys[1])
@@ -57,7 +60,9 @@ class MoCo(ImageObjective):
             self._keys = torch.cat([firsts, seconds])
         nearest = (queries[0].detach() @ seconds.t()).argmax(-1)
         accuracy = (nearest == torch.arange(len(nearest), device=nearest.device) + begin).float().mean()
-        return Output(loss, {"accuracy": accuracy, "spread": spread(queries[0])})
+        others = len(firsts) + (0 if self.queue is None else len(self.queue.values))
+        seen = {**views_seen(features, queries[0]), "chance": 4 * self.temperature * math.log(others)}
+        return Output(loss, {"accuracy": accuracy, "spread": spread(queries[0])}, seen=seen)
 
     def _contrast(self, queries: Tensor, keys: Tensor, begin: int) -> Tensor:
         return info_nce(queries, keys if self.queue is None else torch.cat([keys, self.queue.values]), self.temperature, begin)

@@ -1,13 +1,14 @@
 """Two views of a picture belong together, those of all other pictures do not (SimCLR, Chen et al. 2020)."""
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch.nn import functional as F
 
 from sslcli.core import Backbone, Batch, Output, gathered
-from sslcli.heads import ImageObjective, projector, vectors
+from sslcli.heads import ImageObjective, projector, vectors, views_seen
 from sslcli.losses import nt_xent, spread
 
 
@@ -21,6 +22,7 @@ class SimCLR(ImageObjective):
     couples_rows, least, least_views = True, 2, 2
     lr_times_width = 0.3
     batch_size = 256
+    causes: ClassVar = {"narrow": "negatives", "guessing": "temperature"}
 
     def __init__(
         self,
@@ -38,10 +40,12 @@ class SimCLR(ImageObjective):
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
         pixels = torch.cat(self.views(batch)[:2])  # one pass, so that BatchNorm sees both views, as the authors' does
-        pairs = F.normalize(self.projector(vectors(model, pixels, self.chunk)).float(), dim=-1).unflatten(0, (2, -1))  # [2, B, dim]
+        features = vectors(model, pixels, self.chunk)
+        pairs = F.normalize(self.projector(features).float(), dim=-1).unflatten(0, (2, -1))  # [2, B, dim]
         (firsts, begin), (seconds, _) = gathered(pairs[0]), gathered(pairs[1])
         loss, accuracy = nt_xent(pairs, torch.stack([firsts, seconds]), self.temperature, begin)
-        return Output(loss, {"accuracy": accuracy, "spread": spread(pairs[0])})
+        seen = {**views_seen(features.chunk(2), pairs[0]), "chance": math.log(2 * len(firsts) - 1)}
+        return Output(loss, {"accuracy": accuracy, "spread": spread(pairs[0])}, seen=seen)
 
     def receipt(self, stream: Any) -> dict[str, Any]:
         return {"negatives": {"of_each_view": 2 * stream.batch_size - 2}}

@@ -1,8 +1,9 @@
 """A sentence finds itself, seen through another dropout, or its pair, among those of the batch (SimCSE, Gao et al. 2021)."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class SimCSE(Objective):
     couples_rows, least, embeds = True, 2, True
     lr_times_width = 0.4
     batch_size, row_length = 64, 128
+    causes: ClassVar = {"same_views": "pairs", "guessing": "temperature"}
 
     def __init__(
         self,
@@ -74,7 +76,8 @@ class SimCSE(Objective):
             accuracy = (nearest == torch.arange(len(anchors), device=anchors.device) + first).float().mean()
             cosine = (anchors * positives).sum(-1).mean()
             self.apart = 1 - cosine if self.training else self.apart
-        return Output(loss, {"accuracy": accuracy, "positive_cosine": cosine})
+        seen = {"first": anchors, "second": positives, "chance": math.log(sum(map(len, others)))}
+        return Output(loss, {"accuracy": accuracy, "positive_cosine": cosine}, seen=seen)
 
     def _vectors(self, model: Backbone, batch: Batch) -> Tensor:
         """Of unit length: all first sides, then all second ones, ..."""

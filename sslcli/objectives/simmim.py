@@ -47,7 +47,8 @@ class SimMIM(ImageObjective):
         pixels, masked = self.views(batch)[0], batch["masked"]
         hidden, said = self._say(model, pixels, masked)
         error = (said - model.patches(pixels)).abs().mean(-1)  # [B, N]
-        return Output((error * masked).sum() / masked.sum(), {"spread": spread(hidden.detach().mean(1))})
+        vector = hidden.detach().mean(1)
+        return Output((error * masked).sum() / masked.sum(), {"spread": spread(vector)}, seen={"first": vector})
 
     def _say(self, model: Backbone, pixels: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden states, pixels of every patch [B, N, P])."""

@@ -1,11 +1,11 @@
 """From one view, predict the projection of another, through which no gradient goes (SimSiam, Chen and He 2021)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from sslcli.core import Backbone, Batch, Output
-from sslcli.heads import ImageObjective, projector, vectors
+from sslcli.heads import ImageObjective, projector, vectors, views_seen
 from sslcli.losses import negative_cosine, spread
 
 
@@ -16,6 +16,7 @@ class SimSiam(ImageObjective):
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm, whose statistics are of one view and one rank
     lr_times_width = 0.3
     batch_size = 256
+    causes: ClassVar = {"constant": "stop_gradient", "narrow": "stop_gradient"}
 
     def __init__(
         self,
@@ -30,7 +31,8 @@ class SimSiam(ImageObjective):
         self.predictor = projector(dim, bottleneck, dim)
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
-        projected = [self.projector(vectors(model, v)) for v in self.views(batch)[:2]]
+        features = [vectors(model, v) for v in self.views(batch)[:2]]
+        projected = [self.projector(f) for f in features]
         predicted = [self.predictor(p) for p in projected]
         loss = (negative_cosine(predicted[0], projected[1]) + negative_cosine(predicted[1], projected[0])) / 2
-        return Output(loss, {"spread": spread(projected[0])})
+        return Output(loss, {"spread": spread(projected[0])}, seen=views_seen(features, projected[0]))

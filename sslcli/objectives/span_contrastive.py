@@ -1,6 +1,7 @@
 """Spans of one document belong together, those of others do not (DeCLUTR, Giorgi et al. 2021; the InfoNCE loss of SimCLR)."""
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class SpanContrastive(Objective):
     couples_rows, least = True, 2
     lr_times_width = 0.4
     batch_size, row_length = 256, 64  # many short spans teach more than few long ones in the same time
+    causes: ClassVar = {"guessing": "temperature"}
 
     def __init__(
         self,
@@ -78,7 +80,8 @@ class SpanContrastive(Objective):
         all_anchors, first = gathered(anchors)
         all_positives, _ = gathered(positives)
         loss = (info_nce(anchors, all_positives, self.temperature, first) + info_nce(positives, all_anchors, self.temperature, first)) / 2
-        return Output(loss, {"accuracy": self._found(anchors, all_positives, first)})
+        seen = {"first": anchors, "second": positives, "chance": math.log(len(all_positives))}
+        return Output(loss, {"accuracy": self._found(anchors, all_positives, first)}, seen=seen)
 
     @staticmethod
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """One view's prototype assignment, shared out equally over the batch, is predicted from the others (SwAV, Caron et al. 2020)."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcli.core import Backbone, Batch, Output, gathered
-from sslcli.heads import ImageObjective, Prototypes, projector, same_size, vectors
+from sslcli.heads import ImageObjective, Prototypes, projector, same_size, vectors, views_seen
 from sslcli.losses import across_views, entropy, sinkhorn, spread
 from sslcli.teacher import Queue
 
@@ -26,6 +26,7 @@ class SwAV(ImageObjective):
     couples_rows, least, least_views = True, 2, ASSIGNED
     lr_times_width = 0.3
     batch_size = 256
+    causes: ClassVar = {"uninformed": "codes", "narrow": "codes"}
 
     def __init__(
         self,
@@ -52,8 +53,8 @@ class SwAV(ImageObjective):
 
     def forward(self, model: Backbone, batch: Batch) -> Output:
         groups = same_size(self.views(batch))  # [whole pictures, crops of each smaller size]
-        features = self.projector(torch.cat([vectors(model, torch.cat(group)) for group in groups]))
-        projected, rows = F.normalize(features.float(), dim=-1), len(batch["pixels"])
+        features, rows = torch.cat([vectors(model, torch.cat(group)) for group in groups]), len(batch["pixels"])
+        projected = F.normalize(self.projector(features).float(), dim=-1)
         scores = self.prototypes(projected, self.progress < self.freeze).split(rows)
         codes = [self._codes(view, scores[view].detach()) for view in range(ASSIGNED)]
         if self.training and self.queues is not None:
@@ -61,7 +62,8 @@ class SwAV(ImageObjective):
         loss = across_views(codes, [s / self.temperature for s in scores])
         agreed = (scores[0].argmax(-1) == codes[1].argmax(-1)).float().mean()
         used = entropy(F.softmax(scores[0].detach() / self.temperature, -1).mean(0)).exp()
-        return Output(loss, {"accuracy": agreed, "prototypes_used": used, "spread": spread(projected[:rows])})
+        logs = {"accuracy": agreed, "prototypes_used": used, "spread": spread(projected[:rows])}
+        return Output(loss, logs, seen={**views_seen(features.split(rows), projected[:rows]), "said": codes[0]})
 
     @torch.no_grad()
     def _codes(self, view: int, mine: Tensor) -> Tensor:

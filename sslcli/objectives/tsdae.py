@@ -65,7 +65,7 @@ class TSDAE(Objective):
         hidden = self.decode(model, vector, batch["asked"]).flatten(0, 1)[batch["where"]]  # [N, E]
         words: Any = model.embedding
         loss, accuracy = linear_cross_entropy(hidden, words.weight, self.bias, batch["target"])
-        return Output(loss, {"accuracy": accuracy.detach()})
+        return Output(loss, {"accuracy": accuracy.detach()}, seen={"first": vector})
 
     def decode(self, model: Backbone, vector: Tensor, asked: Tensor) -> Tensor:
         """What the decoder would say after each of the tokens asked [B, T] of the texts with these vectors [B, D]: [B, T, E]."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sslcli.evidence.causes import sentence
 from sslcli.report import chart
 from sslcli.report.compare import Difference, between, unpaired
 from sslcli.report.figures import Figures
@@ -20,6 +21,7 @@ def answer(figures: Figures, level: str, said: Predictions | None) -> Html:
     started = str(record.environment.get("started", ""))[:10]
     above = " · ".join(p for p in (str(words(record.verb)), kind, started) if p)
     lead = _pretrained(figures) if record.verb == "pretrain" else _trained(figures, said)
+    lead += [tag("p", told, class_="verdict") for line in record.log if (told := sentence(line.get("alarm"), words.language))]
     facts = [(words(k), v) for k, v in _facts(figures) if v]
     listed = tag("dl", joined(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts), class_="facts")
     title = tag(level, record.name)
