@@ -12,6 +12,8 @@ from sslcli.core import Objective
 from sslcli.data import chance
 from sslcli.data.store import Store, Writer
 from sslcli.data.tokenizer import Tokenizer
+from sslcli.evidence import causes
+from sslcli.evidence.collapse import CONSTANT, IDLE, RULES, measured
 from sslcli.models.text import Text
 from sslcli.objectives.causal_lm import CausalLM
 from sslcli.objectives.masked_lm import MaskedLM
@@ -224,6 +226,20 @@ class TestEveryObjective:
         output.loss.backward()
         touched = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
         assert len(touched) > 0.7 * len(list(model.parameters())), touched
+
+    def test_a_collapse_shows(self, made, monkeypatch) -> None:
+        """A network that gives every input one vector is told apart from a fresh one; each cause that is named has its settings."""
+        objective, model, store = made
+        batch, encode = batch_of(objective, store), model.encode
+        output = objective(model, batch)
+        fresh = measured(output.seen, output.loss.detach())
+        monkeypatch.setattr(model, "encode", lambda inner: torch.ones_like(encode(inner)))
+        output = objective(model, batch)
+        dead = measured(output.seen, output.loss.detach())
+        assert fresh["spread"] > CONSTANT > dead["spread"] and fresh["rankme"] > 2 > dead["rankme"]
+        for rule in (*RULES, IDLE):
+            assert causes.sentence(causes.alarm(50, rule, 0.5, objective, part="head"))
+        assert {*objective.causes} <= {rule.symptom for rule in RULES}
 
     def test_it_falls(self, made) -> None:
         objective, model, store = made

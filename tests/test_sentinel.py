@@ -96,7 +96,7 @@ def test_the_measures_are_what_they_are_called() -> None:
     eye = torch.eye(16)
     found = measured({"first": eye, "second": eye.roll(1, 0), "said": eye, "chance": 4.0}, torch.tensor(1.0))
     assert found["rankme"] == pytest.approx(16, rel=1e-3) and found["alignment"] == pytest.approx(2) and found["same_views"] == 0
-    assert found["used"] == pytest.approx(16) and found["entropy"] == 0 and found["information"] == pytest.approx(torch.tensor(16.0).log())
+    assert found["used"] == pytest.approx(16) and found["entropy"] == 0 and found["shared"] == pytest.approx(0, abs=1e-6)
     assert found["gain"] == pytest.approx(0.75)
     few = measured({"first": eye, "second": torch.cat([eye[:4], eye[4:].roll(1, 0)])}, ONE)
     assert few["same_views"] == pytest.approx(0.25)

@@ -13,7 +13,8 @@ from scripts.benchmarks.plants import PLANTS, Patch
 from scripts.benchmarks.rows import Bench
 
 STEPS = 200
-SMALL = {"image": ["data=digits", "trainer.batch_size=32"], "text": ["trainer.batch_size=32", "data.max_length=64"]}
+TINY = ["trainer.batch_size=32", "data.max_length=32", "tokenizer.vocabulary=1000", "model.layers=1", "model.width=64", "model.inner=128"]
+SMALL = {"image": ["data=digits", "trainer.batch_size=32"], "text": TINY}
 QUIET = [f"trainer.steps={STEPS}", "trainer.log_every=50", "trainer.eval_every=100000", "trainer.save_every=100000"]
 TEXT = {"masked_lm": "bert_tiny", "causal_lm": "gpt_tiny", "span_contrastive": "modern_nano", "simcse": "bert_tiny", "tsdae": "bert_tiny"}
 IMAGE = ("autoencoder", "mae", "simmim", "simclr", "moco", "byol", "simsiam", "vicreg", "barlow_twins", "dino", "swav")
@@ -46,7 +47,13 @@ def _small(words: list[str]) -> list[str]:
     if name in TEXT:
         return [*words, *SMALL["text"], f"model={TEXT[name]}", *(["tokenizer=bpe"] if name == "causal_lm" else [])]
     crops = ["augment.local.count=2"] if name in ("dino", "swav") else []  # fewer small ones: a quarter of the time
-    return [*words, *HEADS.get(name, []), *SMALL["image"], *crops, *(["model=vit_nano"] if name in ("mae", "simmim") else [])]
+    return [
+        *words,
+        *HEADS.get(name, []),
+        *SMALL["image"],
+        *crops,
+        *(["model=vit_nano", "model.width=64"] if name in ("mae", "simmim") else []),
+    ]
 
 
 def _photographs(bench: Bench) -> list[list[str]]:

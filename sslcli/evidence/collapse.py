@@ -10,6 +10,7 @@
 | chance | the loss of a guess, a number |
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from sslcli.losses import spread as deviation
 ROWS, PLACES = 128, 16  # rows, and tokens of a row, that are looked at
 LEAST = 8  # rows that say something
 CONSTANT = 0.02  # spread below which all rows are one
+SAID = 1e-4  # nats: less is said of nothing
 ALIKE = 1e-5  # of the largest value: two vectors that differ by less are one
 
 
@@ -50,7 +52,7 @@ RULES = (
     Rule("same_views", "same_views", 0.25, after=1, looks=1, over=True),
     Rule("constant", "spread", CONSTANT),
     Rule("tokens", "token_spread", CONSTANT),
-    Rule("uninformed", "information", 0.05),
+    Rule("uninformed", "shared", 0.9, over=True),
     Rule("shrunk", "deviation", 0.1),
     Rule("narrow", "projected_rank", 2.0),
     Rule("guessing", "gain", 0.01),
@@ -59,8 +61,9 @@ RULES = (
 
 @torch.no_grad()
 def measured(seen: Mapping[str, Any], loss: Tensor) -> dict[str, float]:
-    """Spread, RankMe, uniformity and alignment of vectors; entropy of what is said, and how much of it depends on the row (in nats); how
-    far the loss is below that of a guess, as a share. Of few rows, nothing; of what is not finite neither."""
+    """Spread, RankMe, uniformity and alignment of vectors; entropy of what is said of a row, how many codes are used, and the share of it
+    (of its divergence from saying nothing) that is said of all rows alike; how far the loss is below that of a guess, as a share. Of few
+    rows, nothing; of what is not finite neither."""
     if not all(bool(torch.isfinite(x).all()) for x in (loss, *seen.values()) if isinstance(x, Tensor)):
         return {}
     found: dict[str, float] = {}
@@ -79,8 +82,8 @@ def measured(seen: Mapping[str, Any], loss: Tensor) -> dict[str, float]:
         found["projected_rank"] = spread.rankme(seen["projected"][:ROWS])
     if "said" in seen and len(seen["said"]) >= LEAST:
         said = seen["said"].float()
-        each, together = entropy(said).mean(), entropy(said.mean(0))
-        found |= {"entropy": float(each), "used": float(together.exp()), "information": float(together - each)}
+        each, together, nothing = float(entropy(said).mean()), float(entropy(said.mean(0))), math.log(said.shape[1])
+        found |= {"entropy": each, "used": math.exp(together), "shared": (nothing - together) / max(nothing - each, SAID)}
     if "deviation" in seen:
         found["deviation"] = float(seen["deviation"])
     if "chance" in seen:
