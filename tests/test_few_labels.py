@@ -138,3 +138,14 @@ def test_a_head_that_does_not_go_is_one_line(ssl, tmp_path: Path, overrides, sai
     sizes = TINY if "model=gpt_tiny" not in overrides else ["tokenizer.vocabulary=400"]
     done = ssl("finetune", f"data.train={train}", *sizes, *overrides, "trainer.steps=2", "run.dir=run")
     assert done.code == 2 and said in done.err and done.err.count("error:") == 1, done.err
+
+
+def test_fewer_shots_than_asked_are_told_before_the_first_step(ssl, tmp_path) -> None:
+    """One line that names the labels, the rarest first; none where there are enough."""
+    few = write_jsonl(tmp_path / "few.jsonl", [r for i, r in enumerate(rows(30)) if r["label"] != "dog" or i < 5])
+    small = [f"data.train={few}", *TINY, "trainer.steps=1", "baseline=false", "leaks=false"]
+    done = ssl("finetune", *small, "data.shots=11", "run.dir=a")
+    assert done.code == 0 and "train: data.shots=11, but there are fewer rows of dog (2), ship (9): all of these are used" in done.err
+    assert done.err.index("fewer rows") < done.err.index("model  ")
+    assert json.loads(Path("a/data.json").read_text())["fewer_shots"] == {"asked": 11, "found": {"dog": 2, "ship": 9}}
+    assert "fewer rows" not in ssl("finetune", *small, "data.shots=2", "run.dir=b").err

@@ -12,7 +12,7 @@ from torch import nn
 
 from sslcli import checkpoint, device
 from sslcli.commands import Call
-from sslcli.commands.told import changed, counts
+from sslcli.commands.told import changed, counts, fewer
 from sslcli.data.text import Prepared
 from sslcli.distributed import World
 from sslcli.errors import BadInput, printable
@@ -79,6 +79,8 @@ class Folder:
                 )
             for remark in source.remarks(facts.get(split, {}).get("counted", {})):
                 self.call.screen.warn(f"{split}: {remark}")
+        if "fewer_shots" in facts:
+            self.call.screen.warn(fewer(facts["fewer_shots"]))
         if facts.get("mended_tags"):
             self.call.screen.warn(f"{facts['mended_tags']:,} tags began an entity with I; read as B (conlleval's rule)")
         if prepared.bad:

@@ -52,7 +52,6 @@ def pretrain(
 ) -> dict[str, Any]:
     for key in ("model", "tokenizer"):
         call.refuse_both("from", key, f"from= brings its own {key}")
-    _refuse_of_task(objective)
     with world(trainer.config["devices"]) as replicas, claimed(call, run.build(), bool(resume)) as folder:
         # the network, and the corpus as it sees it
         source, processor, backbone = network(call, data, tokenizer, augment, model, objective, seed, from_, pooling)
@@ -106,14 +105,11 @@ def network(
     pooling: Pooling | None = None,
 ) -> tuple[Modality, Any, Any]:
     """(source of the data, processor, network) where a run begins."""
+    if issubclass(objective.cls, OfTask):
+        raise BadInput("objective: learns from what a task says of unlabelled rows; it goes beside one, in ssl finetune")
     source = data.build(seed).serving(objective)
     first = Start.of(objective, from_, source.corpus_roles, seed, objective.config.get("dropout"), pooling=pooling)
     return source, *source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
-
-
-def _refuse_of_task(objective: Part[Objective]) -> None:
-    if issubclass(objective.cls, OfTask):
-        raise BadInput("objective: learns from what a task says of unlabelled rows; it goes beside one, in ssl finetune")
 
 
 def _judge(

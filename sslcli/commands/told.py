@@ -5,6 +5,8 @@ from typing import Any
 
 from sslcli.errors import printable
 
+FEW = 5  # labels that are named
+
 
 def counts(facts: Mapping[str, Any]) -> str:
     """A split in a line."""
@@ -15,6 +17,14 @@ def counts(facts: Mapping[str, Any]) -> str:
     if "pixels" in facts:
         return f"{facts['examples']:,} pictures{labels}"
     return f"{facts['examples']:,} examples{labels}, {facts['tokens']:,} tokens"
+
+
+def fewer(shots: Mapping[str, Any]) -> str:
+    """Labels that data.shots asked more rows of than there are."""
+    found = sorted(shots["found"].items(), key=lambda item: item[1])
+    named = ", ".join(f"{printable(name) or 'all'} ({count})" for name, count in found[:FEW])
+    more = f" and {len(found) - FEW:,} more" if len(found) > FEW else ""
+    return f"train: data.shots={shots['asked']}, but there are fewer rows of {named}{more}: all of these are used, and labels are uneven"
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

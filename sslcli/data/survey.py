@@ -90,7 +90,16 @@ def survey(
     plans: Plans = {split: (reader, None) for split, reader in readers.items()}
     if "train" in readers:
         plans |= _subsets(data, readers, strata, len(inventory))
+        coder.facts |= _fewer(data.shots, strata["train"], inventory)
     return inventory, plans, bad
+
+
+def _fewer(shots: int | None, strata: Sequence[str], inventory: Sequence[str]) -> dict[str, Any]:
+    """Strata (labels, but for tags and lists of labels) of which there are fewer rows than were asked, with how many."""
+    found = Counter(strata)
+    named = inventory if found.keys() <= set(inventory) else found
+    short = {name: found[name] for name in named if shots is not None and found[name] < shots}
+    return {"fewer_shots": {"asked": shots, "found": short}} if short else {}
 
 
 def valid_is(data: Labelled, readers: Mapping[str, Reader], plans: Plans) -> dict[str, str]:
