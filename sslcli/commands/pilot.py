@@ -25,7 +25,7 @@ from sslcli.run import write_atomically
 from sslcli.schema import Part
 
 NETWORK = ("data", "tokenizer", "augment", "model", "objective", "seed", "from_", "pooling")  # of a pretraining's arguments
-LEAST, MOST = 256, 2048  # rows that networks are compared on
+WARM, LEAST, MOST = 64, 256, 2048  # rows that the machine is warmed up with, and that networks are compared on
 DECIDING = ("probe", "spearman", "rankme")  # the first of these that was measured chooses; of all of them more is better
 
 
@@ -115,6 +115,7 @@ def first_look(
         start = time.monotonic()
         return source.compared(processor, prepared.stores, labelled, most)(backbone), time.monotonic() - start
 
+    look(WARM)
     most, (scores, seconds) = LEAST, look(LEAST)
     while most < MOST and 2 * seconds < affordable():
         most *= 2

@@ -141,8 +141,10 @@ class Scouting:
     def dry(self, words: Sequence[str], composed: config.Composed, yamls: Path | None) -> int:
         """Each candidate, as a dry run of its own."""
         with tempfile.TemporaryDirectory(prefix=".sslcli-dry-") as folder:
-            for pilot in (Pilot(name, Path(folder) / name) for name in self.auto.candidates):
+            pilots = [Pilot(name, Path(folder) / name) for name in self.auto.candidates]
+            for pilot in pilots:
                 pilot.lay(words, composed, yamls, "")
+            for pilot in pilots:
                 parts = pilot.parts(self.tree["plugins"])
                 pilot.fits(self.call, parts)
                 self.call.screen.say(f"{pilot.name}: {pilot.why or 'fits'}")
