@@ -12,7 +12,7 @@ from typing import Any
 from sslcli import __version__, help
 from sslcli.errors import BadInput, OutOfMemory, Preempted, Refusal, printable
 
-VERBS = ("pretrain", "finetune", "evaluate", "export", "curve", "report", "leaks")
+VERBS = ("pretrain", "finetune", "evaluate", "export", "curve", "report", "leaks", "label-next")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def _dispatch(words: list[str]) -> int:
         from sslcli.commands.sweep import sweep
 
         return sweep(verb, overrides, flags)
-    return _run(verb, overrides, flags, rest)
+    return _run(verb.replace("-", "_"), overrides, flags, rest)
 
 
 def _flags(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -74,7 +74,7 @@ def complete(line: str) -> list[str]:
 
 def _keys(verb: str, chosen: dict[str, str]) -> Iterator[str]:
     """`group=` for every group of the verb, and `group.key=` for the keys of the chosen (or default) file of each."""
-    text = (home() / f"{verb}.yaml").read_text(encoding="utf-8")
+    text = (home() / f"{verb.replace('-', '_')}.yaml").read_text(encoding="utf-8")
     defaults = dict(re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE))
     for name in re.findall(r"^(\w+):", text, re.MULTILINE):
         if name != "defaults":

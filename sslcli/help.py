@@ -15,6 +15,7 @@ commands
   export       a finished run, as hf, onnx or torch, checked against the trained model
   report       finished runs, as one HTML page; several are compared
   leaks        rows that stand in two parts of the data, such as test and train
+  label-next   which unlabelled rows to label next, and what they may bring
   completion   shell completion: bash, zsh or fish
 
 first steps (offline, on embedded text, minutes on a laptop)
@@ -136,6 +137,19 @@ VERBS = {
   ssl leaks data.train=train.csv data.test=test.csv
   ssl leaks data.unlabelled='corpus/*.txt' data.train=train.csv data.test=test.csv out=radar
   ssl leaks data.kind=image data.train=photos/train data.test=photos/test""",
+    ),
+    "label-next": (
+        "ssl label-next: which unlabelled rows to label next, by what they would teach a finished classifier of texts or pictures.",
+        (),
+        """\
+  run=runs/topic               the classifier, a run of ssl finetune; the files that it was trained on are read again
+  data.unlabelled=pool.csv     rows without labels; those that are labelled already are left out
+  data.columns.text=body       which column is what, where guessing is wrong
+  count=100                    rows to choose
+  out=runs/topic-label-next    where next.csv and label_studio.json (an import for Label Studio) go""",
+        """\
+  ssl label-next run=runs/topic data.unlabelled=pool.csv count=100
+  ssl label-next run=runs/photos data.unlabelled=unsorted/ count=50 out=to-label""",
     ),
     "report": (
         "ssl report: what finished runs came to, as one HTML page that loads nothing. Several runs are compared.",

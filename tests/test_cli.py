@@ -30,7 +30,16 @@ def test_the_story_of_four_verbs(ssl, tmp_path: Path, corpus: Path, labelled: Pa
     assert 0 <= scores["test"]["accuracy"] <= 1 and len(scores["test"]["accuracy_interval"]) == 2
     assert done.result["test"] == scores["test"]
     lines = Path("task/predictions.jsonl").read_text().splitlines()
-    assert len(lines) == 30 and set(json.loads(lines[0])) == {"id", "input", "gold", "prediction", "loss", "probabilities"}
+    assert len(lines) == 30 and set(json.loads(lines[0])) == {
+        "id",
+        "input",
+        "gold",
+        "prediction",
+        "loss",
+        "probabilities",
+        "file",
+        "record",
+    }
     again = ssl("evaluate", "run=task", f"data.test={test}", "out=again")
     assert again.code == 0, again.err
     assert again.result["test"]["accuracy"] == scores["test"]["accuracy"]

@@ -1,6 +1,7 @@
 """`ssl evaluate`: a finished run on other data, with the run's own settings. Nothing is repeated on the command line."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,14 +41,19 @@ class OtherData:
         delimiter: str | None,
         on_bad_record: Literal["fail", "skip"] | None,
     ):
-        self.data = own
         given = {"test": test, "gallery": gallery, "encoding": encoding, "delimiter": delimiter, "on_bad_record": on_bad_record}
-        for key, value in given.items():
-            if value is not None and not hasattr(own, key):
-                raise BadInput(f"data.{key}: means nothing for this run; leave it out")
-            if value is not None:
-                setattr(own, key, value)
-        own.columns = {**own.columns, **{role: name for role, name in columns.items() if name is not None}}
+        self.data = differing(own, given, columns)
+
+
+def differing(own: Modality, given: Mapping[str, Any], columns: Mapping[Any, Any]) -> Modality:
+    """A run's own data, but for what is given."""
+    for key, value in given.items():
+        if value is not None and not hasattr(own, key):
+            raise BadInput(f"data.{key}: means nothing for this run; leave it out")
+        if value is not None:
+            setattr(own, key, value)
+    own.columns = {**own.columns, **{role: name for role, name in columns.items() if name is not None}}
+    return own
 
 
 def evaluate(
