@@ -24,7 +24,7 @@ from sslcli.losses import spread as deviation
 
 ROWS, PLACES = 128, 16  # rows, and tokens of a row, that are looked at
 LEAST = 8  # rows that say something
-CONSTANT = 0.02  # spread below which all rows are one
+CONSTANT = 0.01  # spread below which all rows are one
 SAID = 1e-4  # nats: less is said of nothing
 ALIKE = 1e-5  # of the largest value: two vectors that differ by less are one
 
