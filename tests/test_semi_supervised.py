@@ -93,6 +93,13 @@ def test_sure_rows_are_balanced_over_labels() -> None:
         objective.learn({"owner": owners}, label, confidence)
 
 
+def test_pseudo_labels_that_are_nearly_all_of_one_label_are_doubted() -> None:
+    objective, *_ = of_pictures("fixmatch")
+    for share, doubted in ((0.7, True), (0.4, False)):
+        objective.found = {"confident": 0.8, "pseudo_labels": {"3": share, "4": 1 - share - 0.2, "5": 0.2}}
+        assert ("70% of the unlabelled rows above objective.threshold were taken for 3" in (objective.doubt() or "")) == doubted
+
+
 @pytest.fixture
 def command(tmp_path) -> list[str]:
     labelled = write_jsonl(tmp_path / "few.jsonl", rows(18))

@@ -11,6 +11,8 @@ from sslcli.core import Backbone, Batch, Output
 from sslcli.schema import Part
 from sslcli.unlabelled import OfTask
 
+ONE_SIDED = 3.0  # times an even share: a label that draws so many rows may have swallowed others
+
 
 class Consistency(OfTask):
     """The loss is the mean over all unlabelled rows, of which those below `threshold` count nothing.
@@ -54,7 +56,10 @@ class Consistency(OfTask):
 
     def doubt(self) -> str | None:
         if self.found["confident"]:
-            return None
+            name, share = max(self.found["pseudo_labels"].items(), key=lambda item: item[1])
+            one_sided = share > max(0.5, ONE_SIDED / len(self.task.labels))
+            what = f"{share:.0%} of the unlabelled rows above objective.threshold were taken for {name}"
+            return f"{what}; if that is not so, try joint.schedule=rampup, a higher threshold or another strong view" if one_sided else None
         return f"no unlabelled row reached objective.threshold={self.threshold:g}: none taught anything at the end; lower it"
 
     def receipt(self, stream: Any) -> dict[str, Any]:
