@@ -191,7 +191,7 @@ def _groups(name: str, values: Sequence[Any]) -> dict[str, np.ndarray]:
         cuts = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75], method="lower"))
         which = np.searchsorted(cuts, numbers)  # a cut belongs to the part below it
         parts = {int(i): which == i for i in np.unique(which)}
-        return {f"{numbers[rows].min():g} to {numbers[rows].max():g}": rows for rows in parts.values()} if len(parts) > 1 else {}
+        return {f"{numbers[rows].min():g}–{numbers[rows].max():g}": rows for rows in parts.values()} if len(parts) > 1 else {}
     sets = [set(v) if isinstance(v, list) else {v} for v in values]
     often = Counter(x for s in sets for x in s if x is not None)
     return {str(x): np.array([x in s for s in sets]) for x, _ in often.most_common(MOST)} if len(often) > 1 or name == "label" else {}
