@@ -71,7 +71,7 @@ def project(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, ah
     order = np.argsort(mixed)
     reached = np.cumsum(weight[order])
     places = np.searchsorted(reached, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2]).clip(max=len(order) - 1)
-    low, middle, high = mixed[order][places].tolist()
+    low, middle, high = mixed[order][places].clip(max=1 - float(np.max(y))).tolist()  # scores end at 1
     return Projection(middle, (low, high), count)
 
 
