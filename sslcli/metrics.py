@@ -7,6 +7,11 @@ import numpy as np
 
 RESAMPLES, LEVEL = 1000, 0.95
 DRAWN = 1 << 25  # counts that are held at once while resampling
+SHARE = (0.0, 1.0)  # what a score can be, where it is not among these
+BOUNDS = {
+    **dict.fromkeys(("mae", "nll", "loss", "perplexity", "bits_per_byte", "brier"), (0.0, np.inf)),
+    **dict.fromkeys(("spearman", "pearson", "quadratic_kappa"), (-1.0, 1.0)),
+}
 
 
 def interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
@@ -25,13 +30,14 @@ def _interval(repeats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
     return [round(float(low), 6), round(float(high), 6)]
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval for the mean of a few runs."""
+def mean_interval(values: Sequence[float], of: str | None = None) -> tuple[float, float]:
+    """Student's 95 % interval for the mean of a few runs, cut to what the score `of` that name can be."""
     from scipy.stats import t
 
     half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     mean = float(np.mean(values))
-    return mean - half, mean + half
+    least, most = BOUNDS.get(of, SHARE) if of else (-np.inf, np.inf)
+    return max(mean - half, least), min(mean + half, most)
 
 
 def collapse(gold: Sequence[Any], said: Sequence[Any]) -> str | None:

@@ -117,5 +117,7 @@ def test_multi_label_and_ordinal_scores() -> None:
 
 
 def test_mean_interval_is_students() -> None:
+    assert metrics.mean_interval([0.9, 1.0], "accuracy")[1] == 1.0 < metrics.mean_interval([0.9, 1.0], "nll")[1]
+    assert metrics.mean_interval([0.1, 0.0], "accuracy")[0] == 0.0 > metrics.mean_interval([0.1, 0.0], "spearman")[0] > -1
     low, high = metrics.mean_interval([0.5, 0.6, 0.7])
     assert (low + high) / 2 == pytest.approx(0.6) and high - low == pytest.approx(2 * 4.3027 * 0.1 / 3**0.5, rel=1e-3)

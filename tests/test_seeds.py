@@ -36,7 +36,7 @@ def test_a_seed_of_several_is_the_run_alone(typed, few) -> None:
     each = [read(f"run/seeds/{s}")["test"]["accuracy"] for s in (4, 5)]
     over = read("run")["seeds"]["test"]["accuracy"]
     assert over["mean"] == pytest.approx(sum(each) / 2) and list(over["each"].values()) == each
-    assert over["interval"] == pytest.approx(metrics.mean_interval(each))
+    assert over["interval"] == pytest.approx(metrics.mean_interval(each, "accuracy"))
     # a seed's folder is a run like any other
     again = typed("evaluate", "run=run/seeds/5", "out=again")
     assert again.code == 0 and again.result["test"]["accuracy"] == each[1], again.err

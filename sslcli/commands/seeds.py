@@ -205,14 +205,15 @@ class OfMany(Screen):
             super().table(title, columns, rows)
 
 
-def _over(found: Mapping[int, Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Score -> its mean over seeds, Student's interval of that mean, and each seed's own."""
+def _over(found: Mapping[int, Mapping[str, Any] | None], differences: bool = False) -> dict[str, Any]:
+    """Score (or the difference of two) -> its mean over seeds, Student's interval of that mean, and each seed's own."""
     some = {seed: scores for seed, scores in found.items() if scores}
     over: dict[str, Any] = {}
     for key, first in next(iter(some.values()), {}).items():
         if isinstance(first, (int, float)) and not isinstance(first, bool):
             each = {seed: float(scores[key]) for seed, scores in some.items() if key in scores}
-            interval = list(metrics.mean_interval(list(each.values()))) if len(each) > 1 else None
+            score = None if differences or isinstance(first, int) else key  # counts are integers
+            interval = list(metrics.mean_interval(list(each.values()), score)) if len(each) > 1 else None
             over[key] = {"mean": statistics.fmean(each.values()), "interval": interval, "each": {str(s): v for s, v in each.items()}}
     return over
 
@@ -224,7 +225,7 @@ def _gain(over: Mapping[str, Any], headline: Sequence[str]) -> tuple[str, dict[s
     if key is None:
         return None
     mine, cheap = over[split][key]["each"], over["baseline"][key]["each"]
-    return key, _over({int(s): {key: mine[s] - cheap[s]} for s in mine if s in cheap})[key]
+    return key, _over({int(s): {key: mine[s] - cheap[s]} for s in mine if s in cheap}, differences=True)[key]
 
 
 def _row(score: Mapping[str, Any]) -> list[str]:

@@ -130,7 +130,7 @@ def _over_seeds(jobs: Sequence[Job], keys: Sequence[str], scores: Sequence[str],
     for setting, by_score in found.items():
         for score, by_seed in by_score.items():
             values_ = list(by_seed.values())
-            low, high = mean_interval(values_) if len(values_) > 1 else (values_[0], values_[0])
+            low, high = mean_interval(values_, score) if len(values_) > 1 else (values_[0], values_[0])
             spread = f"{min(values_):.4f} to {max(values_):.4f}"
             rows.append([*(setting or ("",)), score, len(values_), statistics.mean(values_), f"{low:.4f} to {high:.4f}", spread])
     screen.table("over seeds", (*(keys or [""]), "score", "seeds", "mean", "95 % interval", "lowest to highest"), rows)
