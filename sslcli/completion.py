@@ -85,6 +85,14 @@ def _keys(verb: str, chosen: dict[str, str]) -> Iterator[str]:
         yield f"{group}="
         path = home() / group / f"{chosen.get(group, default)}.yaml"
         if path.exists():
-            for key in re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.MULTILINE):
+            for key in _top(path.read_text(encoding="utf-8")):
                 if key != "kind":
                     yield f"{group}.{key}="
+
+
+def _top(text: str) -> list[str]:
+    """Keys of the top level of a small YAML file, a line each or between braces."""
+    if "\n{" not in text:
+        return re.findall(r"^(\w+):", text, re.MULTILINE)
+    inside = re.sub(r"\{[^{}]*\}|#.*", "", text[text.index("\n{") + 2 :])
+    return re.findall(r"(?:^|,)\s*(\w+):", inside, re.MULTILINE)

@@ -76,6 +76,7 @@ def test_a_sweep_says_what_it_cannot_sweep(ssl) -> None:
         ("ssl pretrain model=bert_tiny objective=mas", ["objective=masked_lm"], ["objective=causal_lm"]),
         ("ssl pretrain objective=span_contrastive objective.", ["objective.temperature="], ["objective.rate="]),
         ("ssl finetune trainer.", ["trainer.steps=", "trainer.batch_size="], []),
+        ("ssl pretrain data=files data.", ["data.train=", "data.columns=", "data.on_bad_record="], ["data.text="]),
         ("ssl finetune --", ["--dry-run", "--multirun"], []),
         ("ssl completion ", ["bash", "zsh", "fish"], []),
         ("ssl nothing ", [], ["model="]),
