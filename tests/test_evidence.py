@@ -262,7 +262,7 @@ def test_the_watch_takes_held_out_pictures_first(tmp_path: Path, pictures, proce
     clock = Clock()
     watch = Watch(processor, valid, train, clock=clock)
     clock.now += 1e-3
-    watch._choose(Small(), 0.0)
+    watch._afford(Small(), 0.0)
     assert [len(rows) for _, rows in watch.sample] == [90, 256 - 90], "all that are held out, then as many others as are allowed"
     clock.now += 1000
     assert watch(Small())["probe"] > 0.5
