@@ -102,9 +102,12 @@ class Run:
         with contextlib.suppress(OSError):
             self.dir.rename(going)
             shutil.rmtree(going)
+            for folder in self._made:
+                folder.rmdir()
 
     def _take_lock(self) -> None:
         path = self.dir / "run.lock"
+        self._made = [p for p in self.dir.absolute().parents if not p.exists()]  # the nearest first
         while True:
             with storage(self.dir):
                 self.dir.mkdir(parents=True, exist_ok=True)

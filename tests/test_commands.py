@@ -259,3 +259,10 @@ def test_odd_places(ssl, tmp_path: Path, monkeypatch) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "run" / "model" / "config.json").exists()
+
+
+def test_a_refused_run_leaves_no_folder(ssl, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for place in ("a/b/run", "mine/run"):
+        assert ssl("pretrain", "data.train=nowhere.txt", *TINY, f"run.dir={place}").code == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"] and not any((tmp_path / "mine").iterdir())
