@@ -290,5 +290,5 @@ def test_a_run_that_never_began_leaves_no_folder(ssl, workload, tmp_path) -> Non
     (tmp_path / "broken.jsonl").write_text('{"text": "good"}\n{"text": \n')
     done = ssl(*workload, "data.train=broken.jsonl", "trainer.steps=2", "run.dir=runs/a")
     assert done.code == 2 and "broken.jsonl:2" in done.err
-    assert not list((tmp_path / "runs").iterdir())
+    assert not (tmp_path / "runs").exists()
     assert ssl(*workload, "trainer.steps=2", "run.dir=runs/a").code == 0
