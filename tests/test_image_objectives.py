@@ -12,8 +12,6 @@ from torch import nn
 from sslcli.core import Objective
 from sslcli.data import chance
 from sslcli.data.store import Store
-from sslcli.evidence import causes
-from sslcli.evidence.collapse import CONSTANT, IDLE, RULES, measured
 from sslcli.heads import BatchNorm
 from sslcli.lowered import Lowered
 from sslcli.objectives.barlow_twins import BarlowTwins
@@ -24,6 +22,7 @@ from sslcli.objectives.swav import SwAV
 from sslcli.objectives.vicreg import VICReg
 from sslcli.teacher import Teacher
 from tests.conftest import parts
+from tests.planted import a_collapse_shows
 from tests.tiny_networks import Conv, TinyVit, batch_of, digits, made, processor
 
 HIDING = ("mae", "simmim")
@@ -48,18 +47,8 @@ class TestEveryImageObjective:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
     def test_a_collapse_shows(self, made, monkeypatch) -> None:
-        """A network that gives every input one vector is told apart from a fresh one; each cause that is named has its settings."""
         objective, model, store = made
-        batch, encode = batch_of(objective, store), model.encode
-        output = objective(model, batch)
-        fresh = measured(output.seen, output.loss.detach())
-        monkeypatch.setattr(model, "encode", lambda inner: torch.ones_like(encode(inner)))
-        output = objective(model, batch)
-        dead = measured(output.seen, output.loss.detach())
-        assert fresh["spread"] > CONSTANT > dead["spread"] and fresh["rankme"] > 2 > dead["rankme"]
-        for rule in (*RULES, IDLE):
-            assert causes.sentence(causes.alarm(50, rule, 0.5, objective, part="head"))
-        assert {*objective.causes} <= {rule.symptom for rule in RULES}
+        a_collapse_shows(objective, model, batch_of(objective, store), monkeypatch)
 
     def test_it_falls(self, made) -> None:
         """As the loop calls it: teachers move after each step."""

@@ -12,14 +12,13 @@ from sslcli.core import Objective
 from sslcli.data import chance
 from sslcli.data.store import Store, Writer
 from sslcli.data.tokenizer import Tokenizer
-from sslcli.evidence import causes
-from sslcli.evidence.collapse import CONSTANT, IDLE, RULES, measured
 from sslcli.models.text import Text
 from sslcli.objectives.causal_lm import CausalLM
 from sslcli.objectives.masked_lm import MaskedLM
 from sslcli.objectives.span_contrastive import SpanContrastive
 from sslcli.schema import Part
 from tests.conftest import SENTENCES, TEXTS, parts
+from tests.planted import a_collapse_shows
 
 SMALL = {"layers": 2, "width": 32, "heads": 2, "inner": 64, "positions": 64, "dropout": 0.0}
 ARCHITECTURES = ("bert", "modernbert", "gpt2")
@@ -228,18 +227,8 @@ class TestEveryObjective:
         assert len(touched) > 0.7 * len(list(model.parameters())), touched
 
     def test_a_collapse_shows(self, made, monkeypatch) -> None:
-        """A network that gives every input one vector is told apart from a fresh one; each cause that is named has its settings."""
         objective, model, store = made
-        batch, encode = batch_of(objective, store), model.encode
-        output = objective(model, batch)
-        fresh = measured(output.seen, output.loss.detach())
-        monkeypatch.setattr(model, "encode", lambda inner: torch.ones_like(encode(inner)))
-        output = objective(model, batch)
-        dead = measured(output.seen, output.loss.detach())
-        assert fresh["spread"] > CONSTANT > dead["spread"] and fresh["rankme"] > 2 > dead["rankme"]
-        for rule in (*RULES, IDLE):
-            assert causes.sentence(causes.alarm(50, rule, 0.5, objective, part="head"))
-        assert {*objective.causes} <= {rule.symptom for rule in RULES}
+        a_collapse_shows(objective, model, batch_of(objective, store), monkeypatch)
 
     def test_it_falls(self, made) -> None:
         objective, model, store = made

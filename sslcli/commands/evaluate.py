@@ -19,7 +19,7 @@ from sslcli.data.text import Role, Where
 from sslcli.distributed import world
 from sslcli.errors import BadInput
 from sslcli.evaluation import held_out, judge
-from sslcli.evidence.leaked import without_leaks
+from sslcli.evidence.leaked import affordable, without_leaks
 from sslcli.modality import Modality
 from sslcli.run import Run
 from sslcli.schema import Part
@@ -101,6 +101,8 @@ def evaluate(
 
 def _owed(finished: Finished, store: Store, split: str, folder: Folder) -> dict[str, Any]:
     """What of the scores is owed to rows that the run was trained on; nothing, and said so, where its training data is gone."""
+    if not affordable(finished.goal, finished.facts["train"]["examples"], store):
+        return {}  # before the training data is read
     try:
         train = finished.source().examples(finished.coder, finished.processor, finished.labels, only="train").stores["train"]
     except BadInput as error:

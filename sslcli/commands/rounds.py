@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sslcli.commands.folder import Folder
-from sslcli.commands.seeds import OfMany, deliver, told
+from sslcli.commands.seeds import OfMany, complete, deliver, told
 from sslcli.core import Task
 from sslcli.data.examples import examples_of
 from sslcli.data.labels import Unread
@@ -58,7 +58,7 @@ class Rounds:
         screen, found = OfMany(call.screen), list[dict[str, Any]]()
         for number in range(count + 1):
             screen.name = f"round {number}"
-            found.append(self._complete(number) or self._one(number, screen))
+            found.append(complete(self._place(number), self.world) or self._one(number, screen))
             said = "  ".join(f"{k} {shown(v)}" for k, v in _scores(found[-1], headline).items())
             call.screen.say(f"round {number}: {said}{'' if number else ' (the labels alone)'}")
         chosen, why = self._choose(found)
@@ -79,11 +79,6 @@ class Rounds:
 
     def _place(self, number: int) -> Path:
         return self.folder.run.dir / "rounds" / str(number)
-
-    def _complete(self, number: int) -> dict[str, Any] | None:
-        """Its scores, if this run (before it was interrupted) has come so far; as rank 0 knows."""
-        path = self._place(number) / "metrics.json"
-        return self.world.gather(json.loads(path.read_text(encoding="utf-8")) if self.world.leads and path.is_file() else None)[0]
 
     def _one(self, number: int, screen: Any) -> dict[str, Any]:
         given, place = self.one.keywords, self._place(number)

@@ -34,11 +34,7 @@ SPARE, ENDING = 0.5, 2.5  # seconds beside building and looking that a pilot tak
 LOOKING = 0.25  # share of the pilots' time that looking may take
 USABLE = 0.92  # share of the long run's time that steps may use: evaluations and checkpoints take time too
 FALLS = ("linear", "cosine")  # schedules that depend on the number of steps from the first on
-DECIDED = {
-    "trainer.steps": "budget says how long all of it may take",
-    "trainer.epochs": "budget says how long all of it may take",
-    "trainer.time_limit": "budget says how long all of it may take",
-}
+DECIDED = ("trainer.steps", "trainer.epochs", "trainer.time_limit")
 
 
 class Auto:
@@ -90,9 +86,9 @@ def scout(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
     tree, config_yaml = config.resumed(composed, overrides, ASKED)
     found = schema.check(nodes, {key: tree.get(key) for key in ("objective", "budget")}, composed.problems, places)
     auto, budget = found["objective"].build(), _seconds(found["budget"])
-    for key, why in DECIDED.items():
+    for key in DECIDED:
         if any(o.lstrip("+~").partition("=")[0] == key for o in overrides):
-            raise BadInput(f"{key}: {why}; leave it out")
+            raise BadInput(f"{key}: budget says how long all of it may take; leave it out")
     if flags.get("preview"):
         raise BadInput("--preview: shows what one objective sees; name it, as in objective=simclr")
     if tree["trainer"]["devices"] != 1:

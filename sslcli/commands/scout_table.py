@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sslcli.log import Screen
+from sslcli.report.scouted import SHOWN
 
-SHOWN = ("probe", "spearman", "knn", "rankme", "alignment", "uniformity")
 MOST = 3  # scores side by side; the file has all
 FEW = 10  # steps of a pilot that say little
 

@@ -68,7 +68,7 @@ class Several:
         found: dict[int, dict[str, Any]] = {}
         for seed in seeds:
             screen.name = f"seed {seed}"
-            found[seed] = self._complete(seed) or self._one(seed, screen)
+            found[seed] = complete(self._place(seed), self.world) or self._one(seed, screen)
             said = "  ".join(f"{split} {k} {shown(v)}" for split, k, v in _headlines(found[seed], headline))
             self.folder.call.screen.say(f"seed {seed}: {said or found[seed].get('failed', 'done')}")
         failed = {seed: reason for seed, scores in found.items() if (reason := self._failure(seed, scores))}
@@ -108,11 +108,6 @@ class Several:
 
     def _place(self, seed: int) -> Path:
         return self.folder.run.dir / "seeds" / str(seed)
-
-    def _complete(self, seed: int) -> dict[str, Any] | None:
-        """Its scores, if this run (before it was interrupted) has come so far; as rank 0 knows."""
-        path = self._place(seed) / "metrics.json"
-        return self.world.gather(json.loads(path.read_text(encoding="utf-8")) if self.world.leads and path.is_file() else None)[0]
 
     def _one(self, seed: int, screen: Screen) -> dict[str, Any]:
         call, run, given = self.folder.call, self.folder.run, self.one.keywords
@@ -159,6 +154,12 @@ class Several:
             if seed != chosen:
                 shutil.rmtree(self._place(seed) / "checkpoints", ignore_errors=True)
         deliver(self._place(chosen), self.folder.run.dir)
+
+
+def complete(place: Path, world: World) -> dict[str, Any] | None:
+    """The scores of one run of many, if it has ended (before an interruption); as rank 0 knows."""
+    path = place / "metrics.json"
+    return world.gather(json.loads(path.read_text(encoding="utf-8")) if world.leads and path.is_file() else None)[0]
 
 
 def told(call: Call, screen: Screen, changes: Mapping[str, Any]) -> Call:

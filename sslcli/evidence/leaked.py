@@ -19,9 +19,9 @@ SMALLEST = 24  # pixels a side; of smaller pictures it cannot be told
 def without_leaks(task: Task, train: Store, scored: Store, split: str, predictions: Path) -> dict[str, Any]:
     """`leaks`, how many rows of the split also stand in the training data, and, if some do, `<split>_without_leaks`: its scores without
     them, from what was written down of the split's predictions. Nothing where looking would take long."""
-    pairs = _pairs(task, train, scored)
-    if pairs is None:
+    if not affordable(task, train.count if "place" in train else examples_of(train).count, scored):
         return {}
+    pairs = _pairs(task, train, scored)
     found = {"of": split, "rows": len(pairs), **{kind: sum(p.kind == kind for p in pairs) for kind in KINDS}}
     leaked = {p.second for p in pairs}
     rows = [row for row in _lines(predictions) if row["id"] not in leaked] if leaked else []
@@ -42,13 +42,16 @@ def sentence(scores: Mapping[str, Any], headline: Sequence[str]) -> str | None:
     return f"{found['rows']:,} rows of {found['of']} also stand in the training data{without}"
 
 
-def _pairs(task: Any, train: Store, scored: Store) -> list[Pair] | None:
+def affordable(task: Any, trained: int, scored: Store) -> bool:
+    """Whether looking takes a few seconds, beside so many rows that were trained on, and can tell anything."""
+    if "place" in scored:
+        return not hasattr(task, "descriptors") and task.processor.size >= SMALLEST and trained + scored.count <= PICTURES
+    return trained + examples_of(scored).count <= TEXTS
+
+
+def _pairs(task: Any, train: Store, scored: Store) -> list[Pair]:
     if "place" in train:
-        if hasattr(task, "descriptors") or task.processor.size < SMALLEST or train.count + scored.count > PICTURES:
-            return None
         return likeness.between(*(_looks(task.processor, store) for store in (train, scored)))
-    if examples_of(train).count + examples_of(scored).count > TEXTS:
-        return None
     return between(Sketch.of(_texts(train)), Sketch.of(_texts(scored)))
 
 

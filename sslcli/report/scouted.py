@@ -5,7 +5,7 @@ from sslcli.report.markup import Html, joined, table, tag
 from sslcli.report.record import number
 from sslcli.report.sections import section
 
-SHOWN = ("probe", "spearman", "knn", "rankme", "alignment", "uniformity")
+SHOWN = ("probe", "spearman", "knn", "rankme", "alignment", "uniformity")  # scores of a pilot
 
 
 def scouted(figures: Figures) -> Html | None:
