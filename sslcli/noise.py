@@ -117,9 +117,15 @@ class Inside(Noise):
         self._mask: Tensor | None = None
         self._next, self._encoding, self._passing = 0, False, False
         self._encode = model.encode
+        self._hooks = []
         if pixels is None:
             hook: Any = torch.compiler.disable(self._embedded) if compiled else self._embedded
-            model.embedding.register_forward_hook(hook)
+            self._hooks = [model.embedding.register_forward_hook(hook)]
+
+    def remove(self) -> None:
+        """The network is as it was before."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextlib.contextmanager
     def around(self, forward: Pass) -> Iterator[Pass]:

@@ -1,24 +1,26 @@
-"""What a classifier loses when its input is disturbed: slips and lost, moved or replaced words; corrupted and adversarial pictures.
+"""What a classifier loses when its input is disturbed: slips and lost, moved or replaced words, noise on their embeddings; corrupted and
+adversarial pictures.
 
-A disturbance changes batches as they are read, by chance that comes from the row's key alone: twice measured is twice the same.
+A disturbance changes batches as they are read, by chance that comes from the row's key alone, or the network while it predicts: twice
+measured is twice the same.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sslcli.attack import EMBEDDED, PIXELS, Attack, OnEmbeddings, pgd
 from sslcli.augment.corruptions import CORRUPTIONS
 from sslcli.augment.synonyms import Neighbours
 from sslcli.augment.text import Rewriting
 from sslcli.augment.words import Text, delete, mistype, replace, swap
-from sslcli.core import Backbone, Batch, Task
+from sslcli.core import Backbone, Batch, Prediction, Task
 from sslcli.data.store import Store
 from sslcli.distributed import World
 from sslcli.errors import BadInput
@@ -27,7 +29,6 @@ from sslcli.log import Screen
 
 WORDS: dict[str, Callable[..., None]] = {"typos": mistype, "words dropped": delete, "words swapped": swap, "synonyms": replace}
 RATES = (0.05, 0.1, 0.2)  # of the words of a text
-RADII, STEPS = (2 / 255, 8 / 255), 10  # of PGD, in the largest change of a pixel between 0 and 1
 KEPT = ("accuracy", "accuracy_interval", "macro_f1", "macro_f1_interval", "ece")
 
 
@@ -37,14 +38,31 @@ class Disturbance(ABC):
     unit = ""
 
     @abstractmethod
-    def __call__(self, batch: Batch, rows: np.ndarray, keys: np.ndarray) -> Batch: ...
+    def on(self, task: Task) -> AbstractContextManager[None]:
+        """Inside, the task is disturbed."""
 
     @abstractmethod
     def changed(self) -> float:
-        """The share of words that really were, or the mean change of a pixel."""
+        """The share of words that really were, the mean change of a pixel, or the mean size of noise on embeddings."""
 
 
-class _Words(Rewriting, Disturbance):
+class _Read(Disturbance):
+    """What the task reads is changed."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch, rows: np.ndarray, keys: np.ndarray) -> Batch: ...
+
+    @contextmanager
+    def on(self, task: Task) -> Iterator[None]:
+        plain = task.read
+        task.read = lambda store, rows, keys: self(plain(store, rows, keys), rows, keys)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del task.read
+
+
+class _Words(Rewriting, _Read):
     unit = "of words"
 
     def __init__(self, kind: str, strength: float, more: tuple[Any, ...] = ()):
@@ -61,7 +79,7 @@ class _Words(Rewriting, Disturbance):
         return self.count[0] / max(1, self.count[1])
 
 
-class _Pixels(Disturbance):
+class _Pixels(_Read):
     unit = "of a pixel's range"
 
     def __init__(self) -> None:
@@ -93,9 +111,9 @@ class _Corruption(_Pixels):
 class _Pgd(_Pixels):
     kind = "pgd"
 
-    def __init__(self, task: Task, model: Backbone, radius: float):
+    def __init__(self, task: Task, model: Backbone, radius: float, steps: int):
         super().__init__()
-        self.task, self.model, self.strength = task, model, radius
+        self.task, self.model, self.strength, self.steps = task, model, radius, steps
 
     def made(self, batch: Batch, keys: np.ndarray) -> Tensor:
         device = next(self.model.parameters()).device
@@ -109,36 +127,44 @@ class _Pgd(_Pixels):
         parts = zip(batch["pixels"].split(rows), batch["label"].split(rows), np.split(keys, range(rows, len(keys), rows)), strict=True)
         for pixels, label, key in parts:
             clean = pixels.to(device).float() / 255
-            found.append(pgd(logits, clean, label.to(device), self.strength, STEPS, key).cpu() * 255)
+            found.append(pgd(logits, clean, label.to(device), self.strength, self.steps, key).cpu() * 255)
         made = torch.cat(found)
         if float((made - batch["pixels"].float()).abs().max()) / 255 > self.strength + 1e-5:
             raise AssertionError(f"PGD left its radius of {self.strength:.4f}")
         return made
 
 
-def pgd(logits: Callable[[Tensor], Tensor], clean: Tensor, label: Tensor, radius: float, steps: int, keys: np.ndarray) -> Tensor:
-    """Pictures [B, C, S, S] between 0 and 1, each pixel moved by at most `radius` to where the loss is high: signed gradient steps from
-    a random start (Madry et al. 2018). label: [B], or [B, C] of 0 and 1."""
-    start = [np.random.Generator(np.random.Philox(key=int(k))).uniform(-1, 1, clean[0].shape).astype(np.float32) for k in keys]
-    pictures = (clean + radius * torch.from_numpy(np.stack(start)).to(clean.device)).clamp(0, 1)
-    for _ in range(steps):
-        with torch.enable_grad():
-            pictures = pictures.detach().requires_grad_()
-            said = logits(pictures)
-            if label.ndim == 2:
-                loss = F.binary_cross_entropy_with_logits(said, label.float(), reduction="sum")
-            else:
-                loss = F.cross_entropy(said, label, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, pictures)
-        moved = pictures.detach() + 2.5 * radius / steps * gradient.sign()
-        pictures = torch.minimum(torch.maximum(moved, clean - radius), clean + radius).clamp(0, 1)
-    return pictures.detach()
+class _Embedded(Disturbance):
+    kind, unit = "pgd on embeddings", "of the embeddings' length"
+
+    def __init__(self, model: Backbone, radius: float, steps: int):
+        self.model, self.strength, self.steps = model, radius, steps
+        self.sizes: list[float] = []
+
+    @contextmanager
+    def on(self, task: Task) -> Iterator[None]:
+        attack = OnEmbeddings(task, self.model, self.strength, self.steps)
+
+        def predict(model: Backbone, batch: Batch) -> list[Prediction]:
+            logits, sizes = attack(batch)
+            self.sizes += sizes.tolist()
+            return [{"logits": row} for row in logits.cpu().tolist()]
+
+        task.predict = predict  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del task.predict
+            attack.remove()
+
+    def changed(self) -> float:
+        return float(np.mean(self.sizes))
 
 
-def disturbances(task: Task, model: Backbone, processor: Any, store: Store) -> Iterator[Disturbance]:
+def disturbances(task: Task, model: Backbone, processor: Any, store: Store, attack: Attack) -> Iterator[Disturbance]:
     if "pixels" in store.meta:
         yield from (_Corruption(kind, strength) for kind, (_, strengths) in CORRUPTIONS.items() for strength in strengths)
-        yield from (_Pgd(task, model, radius) for radius in RADII)
+        yield from (_Pgd(task, model, radius, attack.steps) for radius in attack.radii or PIXELS)
         return
     near = Neighbours(model, processor)
     for kind in WORDS:
@@ -146,37 +172,30 @@ def disturbances(task: Task, model: Backbone, processor: Any, store: Store) -> I
             made = _Words(kind, rate, (near,) if kind == "synonyms" else ())
             made.begin(model, processor, store)
             yield made
+    yield from (_Embedded(model, radius, attack.steps) for radius in attack.radii or EMBEDDED)
 
 
-def robustness(task: Task, model: Backbone, processor: Any, store: Store, world: World, screen: Screen, most: int | None) -> dict[str, Any]:
+def robustness(
+    task: Task, model: Backbone, processor: Any, store: Store, world: World, screen: Screen, most: int | None, attack: Attack
+) -> dict[str, Any]:
     """Scores of clean and of disturbed input, the same examples each time."""
     if not task.classifies or "label" not in store:
         raise BadInput("robustness: is measured of classifiers of texts and of pictures; leave it out")
     clean = judge(task, model, store, world, None, most)
-    every = list(disturbances(task, model, processor, store))
+    every = list(disturbances(task, model, processor, store, attack))
     found = []
     with screen.progress("robustness", len(every)) as bar:
         for i, change in enumerate(every):
-            with disturbed(task, change):
+            with change.on(task):
                 scores = judge(task, model, store, world, None, most)
             found.append({"kind": change.kind, "strength": change.strength, "changed": round(change.changed(), 5), **_kept(scores)})
             bar.update(i + 1, f"{change.kind} {change.strength:.3g}")
-    return {"clean": _kept(clean), "disturbed": found, "measure": every[0].unit}
+    measure = "; ".join(dict.fromkeys(change.unit for change in every))
+    return {"clean": _kept(clean), "disturbed": found, "measure": measure, "pgd_steps": attack.steps}
 
 
 def _kept(scores: dict[str, Any]) -> dict[str, Any]:
     return {k: scores[k] for k in KEPT if k in scores}
-
-
-@contextmanager
-def disturbed(task: Task, change: Disturbance) -> Iterator[None]:
-    """Inside, the task reads changed batches."""
-    plain = task.read
-    task.read = lambda store, rows, keys: change(plain(store, rows, keys), rows, keys)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del task.read
 
 
 def show(found: dict[str, Any], screen: Screen) -> None:
@@ -185,7 +204,7 @@ def show(found: dict[str, Any], screen: Screen) -> None:
     for row in found["disturbed"]:
         lost = row["accuracy"] - found["clean"]["accuracy"]
         rows.append([row["kind"], strength(row), f"{row['changed']:.1%}", *_cells(row), f"{lost:+.3f}"])
-    title = f"clean against disturbed (changed: {found['measure']})"
+    title = f"clean against disturbed (changed: {found['measure']}; {found['pgd_steps']} steps of pgd)"
     screen.table(title, ("", "strength", "changed", "accuracy", "95 %", "lost"), rows)
 
 

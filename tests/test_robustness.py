@@ -56,7 +56,7 @@ def test_texts_clean_and_disturbed_in_one_table(ssl, tmp_path: Path) -> None:
     found = first.result["robustness"]
     assert found == json.loads(Path("out0/metrics.json").read_text())["robustness"]
     assert found["clean"]["accuracy"] == first.result["test"]["accuracy"]
-    assert [r["kind"] for r in found["disturbed"][::3]] == ["typos", "words dropped", "words swapped", "synonyms"]
+    assert [r["kind"] for r in found["disturbed"][::3]] == ["typos", "words dropped", "words swapped", "synonyms", "pgd on embeddings"]
     for row in found["disturbed"]:
         asked = row["strength"] if row["kind"] != "synonyms" else 0
         assert (row["kind"] == "synonyms" or abs(row["changed"] - asked) < 0.5 * asked) and len(row["accuracy_interval"]) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslcli import device
+from sslcli.attack import Attack
 from sslcli.build import Modules
 from sslcli.commands import Call
 from sslcli.commands.analysis import analyse, by_predictions
@@ -57,7 +58,15 @@ def differing(own: Modality, given: Mapping[str, Any], columns: Mapping[Any, Any
 
 
 def evaluate(
-    call: Call, *, run: str, data: Part[OtherData], leaks: bool = True, robustness: bool, out: str | None, plugins: list[str]
+    call: Call,
+    *,
+    run: str,
+    data: Part[OtherData],
+    leaks: bool = True,
+    robustness: bool,
+    attack: Part[Attack],
+    out: str | None,
+    plugins: list[str],
 ) -> dict[str, Any]:
     finished = Finished.open(Path(run), plugins)
     own = finished.source()
@@ -88,7 +97,7 @@ def evaluate(
             doubts = partial(by_predictions, folder.run.dir / "predictions.jsonl", split, finished.labels)
             analyse(folder, finished.goal, prepared.stores, doubts)  # type: ignore[arg-type]
             more = _owed(finished, store, split, folder) if leaks and not call.dry_run else {}
-            more |= folder.robustness(finished, store, replicas, most) if robustness else {}
+            more |= folder.robustness(finished, store, replicas, most, attack.build()) if robustness else {}
         else:
             scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)
             more = {}

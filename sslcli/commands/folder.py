@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from sslcli import checkpoint, device
+from sslcli.attack import Attack
 from sslcli.commands import Call
 from sslcli.commands.told import changed, counts, fewer
 from sslcli.data.text import Prepared
@@ -157,9 +158,9 @@ class Folder:
         except BadInput as error:
             self.call.screen.detail(f"reliability.png: not drawn: {error}")
 
-    def robustness(self, finished: Any, store: Any, world: World, most: int | None) -> dict[str, Any]:
+    def robustness(self, finished: Any, store: Any, world: World, most: int | None, attack: Attack) -> dict[str, Any]:
         """Clean against disturbed input: one table, and a picture."""
-        found = robustness(finished.goal, finished.model, finished.processor, store, world, self.call.screen, most)
+        found = robustness(finished.goal, finished.model, finished.processor, store, world, self.call.screen, most, attack)
         show(found, self.call.screen)
         try:
             with storage(self.run.dir):
