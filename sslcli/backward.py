@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,12 +40,14 @@ class Backward:
     micro_rows: int | None  # what the user named
     count: Count
     sentinel: Sentinel
+    pulls: list[Tensor] = field(default_factory=list)  # what pieces of the second term were weighed with in this step
 
     def __call__(self, step: int, batches: list[list[Batch]], totals: Sequence[float], compared: bool = False) -> None:
         """Each micro-batch weighed by its share of the global batch. `compared`: look at how the gradients of two terms go together."""
         device.seed(self.seed, step, self.world.rank)
         self.sentinel.before(step)
         first: list[Tensor | None] = []
+        self.pulls.clear()
         for i, term in enumerate(self.terms):
             if compared and i == 1:
                 first = [None if m.grad is None else m.grad.clone() for m in self.optimizer.masters]
@@ -56,9 +58,11 @@ class Backward:
                 batches[i] = self._smaller(term, step, error)
                 return self(step, batches, totals, compared)
         if first and self.balance is not None:
-            cosine = self.balance.compare(first, self.optimizer, self.world)
+            cosine, ratio = self.balance.compare(first, self.optimizer, self.world)
             self.count("gradient_cosine", cosine, 1.0)
-            self.count("weight", torch.tensor(self.terms[1].weight, dtype=torch.float64), 1.0)
+            self.count("gradient_ratio", ratio, 1.0)
+            (weight,) = self.world.sum([float(sum(self.pulls))])
+            self.count("weight", torch.tensor(weight, dtype=torch.float64), 1.0)
         self.sentinel.look(step)
         return None
 
@@ -66,6 +70,8 @@ class Backward:
         term, noise = self.terms[i], self.noises[i]
         with noise.around(partial(term.objective, self.modules.model, batch)) as forward:
             for output in term.adversary(forward, noise):
+                if i == 1:
+                    output.loss.register_hook(self.pulls.append)  # what the loss is weighed with, as it is back-propagated
                 (output.loss * (term.weight * share)).backward()
             self.sentinel.see(term.name, noise.clean)
             for name, value in noise.seen().items():

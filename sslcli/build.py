@@ -1,7 +1,7 @@
 """What a run is made of, and how far training moved it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 
 from sslcli.core import Backbone, Objective
 from sslcli.errors import BadCheckpoint
+from sslcli.teacher import Queue, Teacher
 
 LEAST_LOADED = 0.9  # of the network's tensors; below this a pretrained model is not that model
 
@@ -40,12 +41,12 @@ def parameters(modules: nn.Module) -> dict[str, int]:
 
 
 class Moved:
-    """How far training moved the weights, block by block, from a sample of each tensor's values."""
+    """How far training moved the weights, and what follows them, block by block, from a sample of each tensor's values."""
 
     SAMPLE = 2048
 
     def __init__(self, modules: nn.Module):
-        self.before = {n: self._sample(p) for n, p in modules.named_parameters() if p.requires_grad}
+        self.before = {n: self._sample(t) for n, _, t, moves in _tensors(modules) if moves}
 
     def _sample(self, p: torch.Tensor) -> torch.Tensor:
         flat = p.detach().flatten()
@@ -54,14 +55,24 @@ class Moved:
     def receipt(self, modules: nn.Module) -> dict[str, float]:
         """Block -> relative change, |after - before| / |before|."""
         sums: dict[str, list[float]] = {}
-        for name, p in modules.named_parameters():
+        for name, block, tensor, _ in _tensors(modules):
             if name not in self.before:
                 continue
             before = self.before[name]
-            held = sums.setdefault(_block(name), [0.0, 0.0])
-            held[0] += float((self._sample(p) - before).square().sum())
+            held = sums.setdefault(block, [0.0, 0.0])
+            held[0] += float((self._sample(tensor) - before).square().sum())
             held[1] += float(before.square().sum())
         return {k: round(math.sqrt(a / b) if b else math.sqrt(a), 6) for k, (a, b) in sums.items()}
+
+
+def _tensors(modules: nn.Module) -> Iterator[tuple[str, str, torch.Tensor, bool]]:
+    """(name, block, tensor, whether training is to move it) of weights, of the averages of teachers and of queues."""
+    yield from ((name, _block(name), p, p.requires_grad) for name, p in modules.named_parameters())
+    for name, module in modules.named_modules():
+        if isinstance(module, Teacher):
+            yield from ((f"{name}.{n}", name, b, True) for n, b in module.averages.named_buffers())
+        elif isinstance(module, Queue):
+            yield name, name, module.values, True
 
 
 def _block(name: str) -> str:

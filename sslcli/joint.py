@@ -54,23 +54,27 @@ class Balance(nn.Module):
         return step % max(1, steps // LOOKS) == 0
 
     @torch.no_grad()
-    def compare(self, first: Sequence[Tensor | None], optimizer: Optimizer, world: World) -> Tensor:
-        """The cosine between the gradients of both terms in what they share; `first` is the task's alone, the optimizer has the weighed
-        sum. An automatic weight moves, and with it, at once, that sum. Of several ranks each looks at its own gradients."""
+    def compare(self, first: Sequence[Tensor | None], optimizer: Optimizer, world: World) -> tuple[Tensor, Tensor]:
+        """(cosine, ratio of lengths) of the gradients of both terms in what they share; `first` is the task's alone, the optimizer has the
+        weighed sum. An automatic weight moves, and with it, at once, that sum. Of several ranks each looks at its own gradients."""
         pairs = [(a, m.grad - a) for a, m in zip(first, optimizer.masters, strict=True) if a is not None and m.grad is not None]
         pairs = [(a, b) for a, b in pairs if bool(b.any())]
         dots = [float(sum((x * y).sum(dtype=torch.float64) for x, y in of)) for of in (pairs, [(a, a) for a, _ in pairs])]
         dots.append(float(sum((b * b).sum(dtype=torch.float64) for _, b in pairs)))
         dot, task, other = world.sum(dots)
         if not (task > 0 and other > 0 and math.isfinite(task + other)):
-            return torch.zeros(())
+            return torch.zeros(()), torch.tensor(float(other > 0))
         if self.auto:
             self._move(math.sqrt(task / other), first, optimizer)
-        return torch.tensor(dot / math.sqrt(task * other))
+        return torch.tensor(dot / math.sqrt(task * other)), torch.tensor(math.sqrt(other / task))
 
     def receipt(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The weights and cosines that stand in the log: first, last and mean."""
-        found = {key: [float(line[key]) for line in lines if key in line] for key in ("weight", "gradient_cosine")}
+        """What stands in the log, first, last and mean: the weights with which losses were back-propagated, and how the gradients went
+        together. An AssertionError where the weight is not the one that was asked."""
+        found = {key: [float(line[key]) for line in lines if key in line] for key in ("weight", "gradient_ratio", "gradient_cosine")}
+        asked, got = self.joint.weight, found["weight"]
+        if asked != "auto" and self.joint.schedule == "constant" and got and not all(math.isclose(w, asked, rel_tol=0.01) for w in got):
+            raise AssertionError(f"joint.weight={asked:g}: the loss beside the task was weighed {got[0]:g} to {got[-1]:g}")
         return {"joint": {k: {"first": v[0], "last": v[-1], "mean": round(sum(v) / len(v), 6)} for k, v in found.items() if v}}
 
     def _move(self, factor: float, first: Sequence[Tensor | None], optimizer: Optimizer) -> None:

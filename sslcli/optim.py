@@ -56,7 +56,9 @@ class Optimizer:
         ema: Annotated[float, Field(gt=0, lt=1)] | None,
     ):
         self.steps = 1  # of the whole run: set once they are known, before the first one
-        self.schedule, self.warmup, self.clip, self.ema_decay = schedule, warmup, clip, ema
+        self.schedule, self.warmup, self.clip, self.ema_decay, self.layer_decay = schedule, warmup, clip, ema, layer_decay
+        self.rates: list[float] = []  # of the last step, group by group
+        self.apart = 0.0  # how far what was delivered is from the last weights, as a share of their length
         self.lr = lr if lr is not None else default_lr(modules, kind)
         trainable = [(n, p) for n, p in modules.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in trainable]
@@ -92,6 +94,7 @@ class Optimizer:
         for engine in self.engines:
             for group in engine.param_groups:
                 group["lr"] = rate * group["share"]
+        self.rates = [group["lr"] for engine in self.engines for group in engine.param_groups]
         if fused or not bad.item():
             self._move(bad, 1 / scale if fused else None, step)
         self.forget_gradients()
@@ -181,6 +184,15 @@ class Optimizer:
         if self.low:
             torch._foreach_copy_(self.weights, self.masters)
 
+    def receipt(self) -> dict[str, Any]:
+        """Where an option asks for it: the least and largest rate of the last step, and how far the average is from the last weights."""
+        found: dict[str, Any] = {}
+        if self.layer_decay < 1 and self.rates:
+            found["layer_decay"] = {"asked": self.layer_decay, "least_rate": min(self.rates), "largest_rate": max(self.rates)}
+        if self.ema_decay:
+            found["ema"] = {"asked": self.ema_decay, "from_last_weights": round(self.apart, 9)}
+        return {"optimizer": found} if found else {}
+
     def best_weights(self) -> dict[str, Tensor]:
         """What is evaluated and kept: the running average where there is one."""
         return dict(zip(self.names, self.average or self.masters, strict=True))
@@ -200,6 +212,9 @@ class Optimizer:
     @torch.no_grad()
     def release(self, weights: dict[str, Tensor]) -> None:
         """End of training: the modules hold these weights, in fp32 again, and nothing else is kept."""
+        last = dict(zip(self.names, self.masters, strict=True))
+        away = sum(float((weights[n].to(m.device, m.dtype) - m).square().sum()) for n, m in last.items())
+        self.apart = math.sqrt(away / max(sum(float(m.square().sum()) for m in last.values()), 1e-30))
         for name, weight in zip(self.names, self.weights, strict=True):
             weight.data = weight.data.float()
             weight.copy_(weights[name])

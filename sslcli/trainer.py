@@ -154,6 +154,7 @@ class Trainer:
         found: dict[str, Any] = {}
         for term in (t for t in self.terms if t.name in self.hostile):
             found["adversarial"] = hostility(term.adversary, self.hostile[term.name], lines, f"{term.name}." if several else "")
+        found |= self.optimizer.receipt() if self.at.done else {}  # nothing steps where a head is solved
         return found | self.sentinel.receipt() | (self.balance.receipt(lines) if self.balance is not None else {})
 
     def _begin(self) -> None:

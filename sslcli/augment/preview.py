@@ -52,21 +52,32 @@ def receipt(augment: Views, pixels: Tensor, draws: Tensor, mirror: bool) -> dict
     same = alike.diagonal()
     found: dict[str, float | int] = {"pictures": len(pixels), "views": augment.count, "local_views": augment.local}
     found["same_picture"] = round(float(same.mean()), 3)
-    if len(pixels) > 1:
+    if augment.count + augment.local == 1:
+        found["changed"] = round(float((first != second).flatten(1).any(1).float().mean()), 3)
+    elif len(pixels) > 1:
         found["different_pictures"] = round(float(alike[others].mean()), 3)
         found["told_apart"] = round(float((same[:, None] > alike)[others].float().mean()), 3)
     return found
 
 
-def doubt(found: dict[str, float | int]) -> str | None:
-    """What a receipt warns about, in a sentence."""
+def doubt(found: dict[str, float | int], asked: bool = False) -> str | None:
+    """What a receipt warns about, in a sentence. `asked`: the augmentation is to change pictures."""
     same, apart = found["same_picture"], found.get("told_apart", 1.0)
+    if asked and not found.get("changed", 1):
+        return f"augment had no effect: the views of {found['pictures']:,} pictures are those pictures"
     if found["views"] > 1 and same > IDENTICAL:
         return f"two views of a picture are nearly the same (correlation {same:.2f}): they can be matched without learning; augment more"
     if apart < UNRELATED:
         remedy = "augment less, or choose augment=grey for drawings and digits"
         return f"two views of a picture are hardly more alike than those of two pictures (in {apart:.0%} of comparisons): {remedy}"
     return None
+
+
+def changes(augment: Views, mirror: bool) -> bool:
+    """Whether the first view is configured to be another picture."""
+    view = augment._views[0]
+    look = view.look
+    return bool(view.changes) or not (look.crop.whole and look.affine.still) or bool(mirror and look.flip)
 
 
 def _standardised(pictures: Tensor) -> Tensor:

@@ -127,6 +127,25 @@ class Rewriting(TextAugment):
         return [(text, self.rewritten(text, key)[0]) for text, key in zip(self.texts(chosen), keys, strict=True)]
 
 
+def reached(stream: Any, change: TextAugment) -> dict[str, Any]:
+    """How many of the rows that the first steps read are others with `change` than without: what training will really see."""
+    looked = share = 0.0
+    for step in range(min(stream.steps_per_epoch, -(-SAMPLE // stream.batch_size))):
+        stream.change = None
+        before = stream.batches(step)
+        stream.change = change
+        for one, two in zip(before, stream.batches(step), strict=True):
+            looked += len(two["ids"])
+            share += sum(a != b for a, b in zip(_rows(one), _rows(two), strict=True))
+    return {"looked_at": int(looked), "changed": round(share / max(1.0, looked), 4)}
+
+
+def _rows(batch: Batch) -> list[tuple[list[int], float]]:
+    """(tokens that are seen, share of the row's own in what it is mixed with)"""
+    kept = batch["kept"].tolist() if "kept" in batch else [1.0] * len(batch["ids"])
+    return [(ids[seen].tolist(), k) for ids, seen, k in zip(batch["ids"], as_mask(batch), kept, strict=True)]
+
+
 def refuse_rows(coder_columns: Sequence[str]) -> None:
     if "text" not in coder_columns or "label" not in coder_columns:
         raise BadInput("augment: texts are augmented where they have labels of their own (task=text_classification); use augment=null")

@@ -22,6 +22,7 @@ from sslcli.data.stream import Stream
 from sslcli.data.text import Prepared
 from sslcli.data.tokenizer import Recipe
 from sslcli.distributed import World, world
+from sslcli.evidence import receipts
 from sslcli.evidence import verdict as helped
 from sslcli.hf.pooling import Pooling
 from sslcli.hf.tuning import Peft
@@ -125,7 +126,8 @@ def _train(
     # training
     engine = call.trainer(trainer).build(ready.world, folder.run, call.screen, seed, goal.batch_size)
     stream = engine.stream(goal, prepared.stores["train"], seed)
-    changed = folder.changes(ready.change, stream, seed)
+    changed = {**receipts.shots(source.shots, prepared.facts), **folder.changes(ready.change, stream, seed)}
+    changed |= folder.views(source, ready.processor, prepared.stores["train"])
     moved, terms = Moved(modules), [Term("task", goal, stream, adversarial.build()), *beside.terms(engine, seed)]
     judging = Judging(goal, model, stream, prepared.stores, ready.world, source)
     facts = engine.fit(modules, terms, optimizer, judging.watch, judging.rows, partial(_steps, goal), folder.resume, beside.balance)
@@ -134,17 +136,17 @@ def _train(
 
     # what stays
     goal.conclude(modules.eval().model, stream)
-    receipts = {"loaded": model.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **changed}
-    receipts |= {**beside.receipt(model), **judging.calibrate(), **engine.receipts()}
+    traces = {"loaded": model.loaded, "moved": moved.receipt(modules), **goal.receipt(stream), **changed}
+    traces |= {**beside.receipt(model), **judging.calibrate(), **engine.receipts()}
     if tuned:
-        receipts["peft"] = tuned.keep(folder, source, ready.task, goal, ready.processor, prepared, ready.begin)
+        traces["peft"] = tuned.keep(folder, source, ready.task, goal, ready.processor, prepared, ready.begin)
     else:
         folder.save_model(source, model, goal, ready.processor, prepared.labels, prepared.facts.get("labelling") == "multi")
     scores = {"train": facts, **judging.scores(folder, baseline, leaks)}
     if errors:
         analyse(folder, goal, prepared.stores, partial(cross_fitted, goal, prepared.stores, ready.begin, engine))
     scores |= helped.verdict(ready.origin, ready.task, source, prepared, judging.gallery, engine)
-    return folder.finish(scores, receipts, HEADLINE)
+    return folder.finish(scores, traces, HEADLINE)
 
 
 def _steps(task: Task, stream: Stream) -> int:

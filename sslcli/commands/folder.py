@@ -12,12 +12,14 @@ from torch import nn
 
 from sslcli import checkpoint, device
 from sslcli.attack import Attack
+from sslcli.augment.text import reached
 from sslcli.commands import Call
 from sslcli.commands.told import changed, counts, fewer
 from sslcli.data.text import Prepared
 from sslcli.distributed import World
 from sslcli.errors import BadInput, printable
 from sslcli.evidence import leaked, projection
+from sslcli.evidence import receipts as evidence
 from sslcli.log import duration, shown
 from sslcli.modality import Modality, Processor
 from sslcli.report import page
@@ -28,7 +30,6 @@ from sslcli.trainer import Trainer
 
 MOST_CLASSES, WEAKEST = 30, 15  # of a table on the screen
 NOTHING_KEPT = "dry run: nothing was kept; leave --dry-run out for the real run"
-ENOUGH_MOVED = 1e-9  # a block that training was to change and that moved less than this was not trained
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Folder:
         """Let an augmentation change the batches of a stream, and say what it does; a receipt, measured before the first step."""
         if change is None:
             return {}
-        stream.change, found = change, change.receipt(seed)
+        stream.change, found = change, change.receipt(seed) | reached(stream, change)
         measured = ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in found.items())
         self.call.screen.say(f"augment  {measured} (of the first epoch){f'; {change.said}' if change.said else ''}")
         return {"augment": found}
@@ -172,9 +173,9 @@ class Folder:
 
     def finish(self, scores: dict[str, Any], receipts: dict[str, Any], headline: Sequence[str]) -> dict[str, Any]:
         """metrics.json, receipts.json, the final table, and where all of it is."""
-        still = [block for block, change in receipts.get("moved", {}).items() if change <= ENOUGH_MOVED]
-        if still and scores["train"]["steps"] > scores["train"]["refused_steps"]:
-            raise AssertionError(f"training changed nothing in {', '.join(still[:5])}")
+        evidence.check(receipts, scores["train"])
+        for doubt in evidence.doubts(receipts):
+            self.call.screen.warn(doubt)
         self.run.write("receipts.json", {"parameters": self.sizes, **receipts})
         return self.report(scores, headline)
 

@@ -81,6 +81,7 @@ class Several:
             "delivered": chosen,
             "delivered_because": why,
             "failed": {str(seed): reason for seed, reason in failed.items()},
+            "repeated": len(done) - self._different({seed: found[seed] for seed in done}),
             "seconds": round(sum(found[seed]["train"]["seconds"] for seed in done), 2),
             **{split: over for split in ("valid", "test", "baseline") if (over := _over({s: found[s].get(split) for s in done}))},
         }
@@ -101,6 +102,9 @@ class Several:
         rows.append(["time", duration(over["seconds"]), f"{over['asked']} x {scores['train']['steps']:,} steps"])
         rows.append(["peak memory", f"{scores['train']['peak_memory_bytes'] / 1e6:,.0f} MB", ""])
         folder.call.screen.table(f"{folder.run.dir}: {over['asked']} seeds", ("", "mean", "95 % interval"), rows)
+        if over["repeated"]:
+            what = f"{over['repeated']} of {over['asked']} runs repeat another to the last digit, so their interval says too little"
+            folder.call.screen.warn(f"{what}; where nothing is drawn, trainer.seeds=1 does")
         for seed, reason in over["failed"].items():
             folder.call.screen.warn(f"seed {seed} failed: {reason}")
         folder.call.screen.say(f"model/ and predictions.jsonl are of seed {over['delivered']}: {over['delivered_because']}")
@@ -147,6 +151,13 @@ class Several:
             return next(iter(found)), "the first that did not fail"
         best = max if self.task.higher_is_better else min
         return best(held, key=held.__getitem__), f"best {self.task.metric} on data.valid"
+
+    def _different(self, found: Mapping[int, Mapping[str, Any]]) -> int:
+        """How many of the runs differ in how far their weights moved or in what they scored."""
+        scores = ({k: v for k, v in run.items() if k in ("valid", "test")} for run in found.values())
+        moved = (self._place(seed) / "receipts.json" for seed in found)
+        traces = [json.loads(path.read_text(encoding="utf-8")).get("moved") if path.is_file() else None for path in moved]
+        return len({json.dumps(both, sort_keys=True, default=str) for both in zip(traces, scores, strict=True)})
 
     def _deliver(self, chosen: int) -> None:
         """What the chosen seed left is what the run left, linked, so that it takes no space twice. The others' checkpoints have served."""

@@ -32,6 +32,7 @@ class Tuned:
     part: Part[Peft]
     method: Peft
     still: dict[str, torch.Tensor]  # of frozen weights and statistics, before training
+    began: dict[str, torch.Tensor]  # of the method's own, before training
     facts: dict[str, Any] = field(default_factory=dict)  # what of the network trains
 
     @classmethod
@@ -48,7 +49,8 @@ class Tuned:
         torch.manual_seed(seed)
         method = put(part, model)
         _shorten(processor, model)
-        return cls(part, method, _still(model))
+        own = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if n in set(method.own)}
+        return cls(part, method, _still(model), own)
 
     def said(self, modules: nn.Module) -> str:
         sizes, names = parameters(modules), self.method.names
@@ -67,6 +69,9 @@ class Tuned:
         """adapter/ and model/, each opened again and compared. `again`: (processor, network) as the run began."""
         model, method = self.method.model, self.method
         _check_still(self.still, _still(model))
+        now = dict(model.named_parameters())
+        moved = sum(not torch.equal(before, now[n].detach().cpu()) for n, before in self.began.items())
+        self.facts |= {"tensors": len(self.began), "tensors_moved": moved}
         multi, base = prepared.facts.get("labelling") == "multi", model.loaded.get("from")
         if not folder.run.writes:
             method.merge()
@@ -161,7 +166,9 @@ def _still(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _check_still(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> None:
-    moved = [n for n, t in before.items() if not torch.equal(t, after[n])]
+    moved = [n for n, t in before.items() if n not in after or not torch.equal(t, after[n])]
+    if not before:
+        raise AssertionError("peft= was to freeze the network, and all of it was trained")
     if moved:
         raise AssertionError(f"training moved what peft= had frozen: {', '.join(moved[:5])}")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslcli.augment import Augment
-from sslcli.augment.preview import doubt, draw, receipt
+from sslcli.augment.preview import changes, doubt, draw, receipt
 from sslcli.build import check_loaded
 from sslcli.core import Batch, Objective
 from sslcli.data import chance, image_store
@@ -95,10 +95,10 @@ class Image(ImageData, Modality):
         draw(path, processor.augment, *self._some(processor, store, PREVIEWED), processor.mirror)
 
     def views(self, processor: Pixels, store: Store) -> tuple[dict[str, Any], str | None]:
-        if processor.augment is None or processor.augment.count + processor.augment.local < 2:
+        if processor.augment is None:
             return {}, None
         found = receipt(processor.augment, *self._some(processor, store, COMPARED_VIEWS), processor.mirror)
-        return {"views": found}, doubt(found)
+        return {"views": found}, doubt(found, changes(processor.augment, processor.mirror))
 
     def _some(self, processor: Pixels, store: Store, most: int) -> tuple[Tensor, Tensor]:
         """Pixels and draws of pictures from all over a store, as the first epoch has them."""
