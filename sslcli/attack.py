@@ -14,7 +14,7 @@ from sslcli.core import Backbone, Batch, Output, Task
 from sslcli.noise import Inside
 
 PIXELS = (2 / 255, 8 / 255)  # radii, where the user names none: the largest change of a pixel between 0 and 1,
-EMBEDDED = (0.03, 0.1, 0.3)  # and of a text's embeddings, a share of their length
+EMBEDDED = (0.01, 0.03, 0.1)  # and of a text's embeddings, a share of their length
 STRIDE = 2.5  # what the steps add up to, in radii: so that they can turn
 TOKENS = 4096  # padded tokens of one pass that keeps what a gradient needs
 

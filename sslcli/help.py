@@ -100,7 +100,7 @@ VERBS = {
   run=runs/topic               the run
   data.test=other.csv          what to score it on; left out, the run's own test (or held-out) data
   data.columns.text=body       which column is what, where guessing is wrong
-  robustness=true              clean against disturbed and attacked input, in one table (attack.radii=[0.1,0.3], attack.steps=5)
+  robustness=true              clean against disturbed and attacked input, in one table (attack.radii=[0.01,0.03], attack.steps=5)
   out=runs/topic-other         where the scores and predictions.jsonl go; left out, a folder beside the run
   from=<folder or hub name>    instead of run=: a pretrained model as it is, without training, on the task that task= names:
                                text_classification with task.head=zero_shot and data.labels, text_similarity, text_retrieval

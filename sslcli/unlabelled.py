@@ -109,7 +109,7 @@ class _Texts:
         return batch
 
     def strong(self, batch: Batch) -> Batch:
-        return {key: batch[f"strong_{key}"] for key in ("ids", "mask") if f"strong_{key}" in batch}
+        return {key: batch[f"strong_{key}"] for key in ("ids", "mask", "features") if f"strong_{key}" in batch}
 
 
 class _Pictures:

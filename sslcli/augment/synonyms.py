@@ -15,20 +15,18 @@ LETTERS = re.compile(r"[^\W\d_]{2,}|[\u4e00-\u9fff]")
 
 
 class File:
-    """`word<TAB>synonym synonym ...` a line."""
+    """`word<TAB>synonym synonym ...` a line. `key`: of the configuration, that named the file."""
 
-    said = "synonyms from a file"
-
-    def __init__(self, path: Path):
-        self.table: dict[str, list[str]] = {}
+    def __init__(self, path: Path, key: str = "synonyms"):
+        self.said, self.table = f"{key} from a file", {}  # type: ignore[var-annotated]
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"augment.synonyms={printable(path)}: cannot be read: {printable(error, 120)}") from error
+            raise BadInput(f"augment.{key}={printable(path)}: cannot be read: {printable(error, 120)}") from error
         for number, line in enumerate(lines, 1):
             word, tab, rest = line.partition("\t")
             if line.strip() and not (tab and rest.split()):
-                raise BadInput(f"{printable(path)}:{number}: expected a word, a tab, and its synonyms")
+                raise BadInput(f"{printable(path)}:{number}: expected a word, a tab, and its {key}")
             if tab:
                 self.table.setdefault(word.strip().lower(), []).extend(rest.split())
 

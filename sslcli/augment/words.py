@@ -93,6 +93,15 @@ def mistype(text: Text, rate: float, random: Random) -> None:
             text.changed += 1
 
 
+def confuse(text: Text, rate: float, random: Random, alike: Synonyms) -> None:
+    """In a share `rate` of the words one character, of those that have look-alikes, becomes one of them."""
+    for place, word in enumerate(text.words):
+        if random.random() < rate and (may := [i for i, c in enumerate(word) if alike(c)]):
+            at = random.choice(may)
+            text.words[place] = word[:at] + random.choice(alike(word[at])) + word[at + 1 :]
+            text.changed += 1
+
+
 def slip(word: str, random: Random) -> str:
     at = random.randrange(len(word))
     kind = random.randrange(4)

@@ -1,4 +1,4 @@
-"""Cutoff (Shen et al. 2020): a share of the tokens, or one span of them, is erased from what the network sees."""
+"""Cutoff (Shen et al. 2020): a share of the tokens, one span of them, or a share of the features is erased from what the network sees."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,23 +16,28 @@ from sslcli.errors import BadInput
 
 class Cutoff(TextAugment):
     """Erased tokens are hidden from attention and from pooling, positions staying as they are. The paper sets their embeddings to zero,
-    which biases and layer norms would fill again. Special tokens stay."""
+    which biases and layer norms would fill again. Special tokens stay. Erased features are nought in all embeddings of a text, after their
+    layer norm: the others are not scaled up."""
 
     def __init__(
         self,
         *,
         probability: Annotated[float, Field(ge=0, le=1)],
         rate: Annotated[float, Field(gt=0, lt=1)],
-        unit: Literal["token", "span"],
+        unit: Literal["token", "span", "feature"],
     ):
         self.probability, self.rate, self.unit = probability, rate, unit
 
     def begin(self, model: Any, tokenizer: Tokenizer, store: Store) -> None:
         super().begin(model, tokenizer, store)
-        if model.decoder:
-            raise BadInput("augment=cutoff: a decoder reads from left to right without gaps; use augment=eda")
+        if self.unit == "feature":
+            self.width = model.cut_features()
+        elif model.decoder:
+            raise BadInput("augment=cutoff: a decoder reads from left to right without gaps; use augment.unit=feature, or augment=eda")
 
     def __call__(self, batch: Batch, rows: np.ndarray, keys: np.ndarray) -> Batch:
+        if self.unit == "feature":
+            return {**batch, "features": torch.from_numpy(~self.cut(keys))}
         mask = as_mask(batch)
         gone = self.erased(batch["ids"].numpy(), mask.numpy(), keys)
         return {**batch, "mask": mask & torch.from_numpy(~gone)} if gone.any() else batch
@@ -51,9 +56,18 @@ class Cutoff(TextAugment):
         order = np.where(own, draws[:, 2:], 2.0).argsort(1, kind="stable").argsort(1, kind="stable")
         return own & (order < count[:, None])
 
+    def cut(self, keys: np.ndarray) -> np.ndarray:
+        """[B, D] bool: round(rate * D) features of each row."""
+        draws = chance.uniform(keys, self.width + 1, stream=7)
+        order = draws[:, 1:].argsort(1, kind="stable").argsort(1, kind="stable")
+        return (order < round(self.rate * self.width)) & (draws[:, :1] < self.probability)
+
     def receipt(self, seed: int) -> dict[str, Any]:
         gone = tokens = touched = 0
         rows = self.some()
+        if self.unit == "feature":
+            lost = self.cut(chance.keys(seed, 0, rows))
+            return {"texts": len(rows), "with_erased": int(lost.any(1).sum()), "features_erased": round(float(lost.mean()), 4)}
         for ids, key in zip(self.store["ids"].take(rows), chance.keys(seed, 0, rows), strict=True):
             row = np.asarray(ids, np.int64)[None]
             erased = self.erased(row, np.ones_like(row, bool), np.array([key]))

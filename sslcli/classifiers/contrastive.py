@@ -103,13 +103,14 @@ def _some(stream: Any) -> np.ndarray:
 def _vectors(model: Backbone, batch: Batch) -> Tensor:
     """[B, D]; of a long batch by pieces whose states are forgotten and computed again in the backward pass (exact, as in GradCache)."""
 
-    def vector(ids: Tensor, mask: Tensor | None) -> Tensor:
-        part = {"ids": ids} if mask is None else {"ids": ids, "mask": mask}
+    def vector(*tensors: Tensor) -> Tensor:
+        part = dict(zip(names, tensors, strict=True))
         return model.pool(model.encode(part), part)
 
-    ids, mask = batch["ids"], batch.get("mask")
+    names: list[str] = [name for name in ("ids", "mask", "features") if name in batch]
+    tensors, ids = [batch[name] for name in names], batch["ids"]
     rows = max(1, TOKENS // ids.shape[1])
     if len(ids) <= rows:
-        return vector(ids, mask)
-    masks = [None] * -(-len(ids) // rows) if mask is None else mask.split(rows)
-    return torch.cat([checkpoint(vector, i, m, use_reentrant=False) for i, m in zip(ids.split(rows), masks, strict=True)])
+        return vector(*tensors)
+    pieces = zip(*(t.split(rows) for t in tensors), strict=True)
+    return torch.cat([checkpoint(vector, *piece, use_reentrant=False) for piece in pieces])

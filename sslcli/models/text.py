@@ -25,6 +25,8 @@ DECODERS = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(modeling_a
 class Text(Backbone):
     """bert: post-norm, learnt positions. modernbert: pre-norm, rotary positions, gated units. gpt2: a left-to-right decoder."""
 
+    _kept: Tensor | None = None  # during a pass: the features that its embeddings keep, [B, 1, D] or [1, N, D]
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -106,7 +108,26 @@ class Text(Backbone):
     def embedding(self) -> nn.Module:  # type: ignore[override]
         return self.base.get_input_embeddings()
 
+    def cut_features(self) -> int:
+        """From now on a batch may say which `features` [B, D] of its texts' embeddings stay, the others being nought; D."""
+
+        def cut(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+            return None if self._kept is None else output * self._kept
+
+        place = getattr(self.base, "embeddings", None)  # with positions and norm, where a family has them in one module
+        (self.embedding if place is None else place).register_forward_hook(torch.compiler.disable(cut))
+        return int(self.base.get_input_embeddings().weight.shape[1])
+
     def encode(self, batch: Batch) -> Tensor:
+        if "features" not in batch:
+            return self._states(batch)
+        self._kept = batch["features"][:, None]
+        try:
+            return self._states(batch)
+        finally:
+            self._kept = None
+
+    def _states(self, batch: Batch) -> Tensor:
         mask = batch.get("mask")
         if self.packing and mask is not None and mask.device.type == "cpu" and float(mask.float().mean()) < 1 - attention.PADDED:
             return self._packed(batch, mask)
@@ -138,6 +159,8 @@ class Text(Backbone):
         ids, places = batch["ids"], mask.flatten().nonzero()[:, 0]
         positions = (torch.arange(ids.shape[1]) + self.first_position).expand_as(ids).flatten()[places]
         types = {"token_type_ids": batch["types"].flatten()[places][None]} if "types" in batch else {}
+        if self._kept is not None:
+            self._kept = self._kept.expand(*ids.shape, -1).flatten(0, 1)[places][None]
         with attention.packed(mask):
             output = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None], **types, **self._more)
 
