@@ -3,14 +3,12 @@
 Hydra composes; it instantiates nothing. A file may choose among kinds, never name code, read the environment or switch off a check.
 """
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException, UnsupportedInterpolationType
 
+from sslcli.composing import allow_resolvers, chosen_of, put
 from sslcli.errors import BadInput, Unsafe, printable
 from sslcli.guard import guard, guard_folder, refuse_targets
 from sslcli.help import home
@@ -25,7 +24,6 @@ from sslcli.primary import disagreement, own_data, plain, primary, way, written
 from sslcli.schema import suggest
 
 FOREIGN = re.compile(r"[^\s,:\[\]{}()\"]*[^\x00-\x7f\s][^\s,:\[\]{}()\"]*")  # a word inside a list or table
-RESOLVERS = {"now", "oc.env"}
 # what may differ when a run goes on: where and how fast it runs, not what it computes
 FREE = (
     "run.",
@@ -65,10 +63,11 @@ def compose(verb: str, overrides: Sequence[str], folder: Path | None = None) -> 
     name = primary(verb, [(o.key_or_group, o.value()) for o in choices], str(source) if source else None, folder)
     chosen = [written(o) for o in choices] + own_data(name, {o.key_or_group for o in choices}, given.get("data.train"))
     with initialize_config_dir(str(home()), version_base="1.3"):
-        _allow_resolvers()
-        base: Any = OmegaConf.to_container(_compose(name, searched + chosen), resolve=False)
+        allow_resolvers()
+        config = chosen_of(name, searched + chosen, own_files=folder is None)
+        base: Any = OmegaConf.to_container(config, resolve=False)
         known = [o for o in values if _key_exists(o, base, groups, problems)]
-        config = _compose(name, searched + chosen + [str(o.input_line) for o in known])
+        put(config, known)
         tree = _resolve(config, problems)
     refuse_targets(tree)
     problems += [p for p in (disagreement(tree),) if p]
@@ -115,7 +114,7 @@ def resumed(composed: Composed, overrides: Sequence[str], name: str = "config.ya
 def load(path: Path) -> dict[str, Any]:
     """A run's own config.yaml, under the same guards as a stranger's."""
     guard(path)
-    _allow_resolvers()
+    allow_resolvers()
     try:
         config = OmegaConf.load(path)
     except OmegaConfBaseException as error:
@@ -199,29 +198,6 @@ def _key_exists(override: Override, base: dict[str, Any], groups: Iterable[str],
             return False
         node, path = node[name], f"{path}.{name}".lstrip(".")
     return True
-
-
-def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
-    try:
-        return hydra_compose(verb, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(printable(str(error).split("\nSee https")[0].replace("\n", "; "))) from error
-
-
-def _allow_resolvers() -> None:
-    """Only `${now:}` and `SSL_*` environment names. `clear_resolvers` would leave `oc.env` working, so names go one by one."""
-    from omegaconf.basecontainer import BaseContainer
-
-    for name in list(BaseContainer._resolvers):
-        if name not in RESOLVERS:
-            OmegaConf.clear_resolver(name)
-    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
-
-
-def _environment(name: str, default: str | None = None) -> str | None:
-    if not name.startswith("SSL_"):
-        raise Unsafe(f"${{oc.env:{printable(name)}}}: only environment names that begin with SSL_ may be read")
-    return os.environ.get(name, default)
 
 
 def _resolve(config: DictConfig, problems: list[str]) -> dict[str, Any]:

@@ -32,8 +32,10 @@ class Done:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data of the tests stays with the tests (SSL_TEST_CACHE keeps it between sessions)."""
-    os.environ["SSL_CACHE"] = os.environ.get("SSL_TEST_CACHE") or str(tmp_path_factory.mktemp("cache"))
+    """Prepared data of the tests stays with the tests, whose workers share it (SSL_TEST_CACHE keeps it between sessions)."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["SSL_CACHE"] = os.environ.get("SSL_TEST_CACHE") or str(common / "cache")
     yield
 
 

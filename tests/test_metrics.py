@@ -83,7 +83,7 @@ def test_the_scheme_is_named() -> None:
 
 
 def test_classification_equals_scikit_learn_and_its_intervals_hold_the_score() -> None:
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import accuracy_score, classification_report, f1_score
 
     random_ = np.random.default_rng(0)
     gold = random_.integers(0, 4, 300)
@@ -91,6 +91,9 @@ def test_classification_equals_scikit_learn_and_its_intervals_hold_the_score() -
     scores = metrics.classification(gold.tolist(), guess.tolist(), list("abcd"))
     assert scores["accuracy"] == accuracy_score(gold, guess)
     assert scores["macro_f1"] == pytest.approx(f1_score(gold, guess, average="macro"))
+    table = classification_report(gold, guess, target_names=list("abcd"), output_dict=True)
+    assert scores["report"].keys() == table.keys() - {"accuracy"}
+    assert all(row == pytest.approx(table[name], abs=1e-6) for name, row in scores["report"].items())
     for key in ("accuracy", "macro_f1"):
         low, high = scores[f"{key}_interval"]
         assert low < scores[key] < high and 0.05 < high - low < 0.15

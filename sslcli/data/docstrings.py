@@ -11,7 +11,7 @@ import os
 import re
 import sysconfig
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -182,7 +182,8 @@ def _texts(path: str) -> list[str]:
         except (SyntaxError, ValueError):
             return []
     found: list[str] = []
-    for node in ast.walk(tree):
+    attached = any(word in raw for word in (b"add_docstr", b"add_newdoc", b"topics"))
+    for node in ast.walk(tree) if attached else _statements(tree):
         text: Any = None
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
@@ -194,6 +195,15 @@ def _texts(path: str) -> list[str]:
         if text and len(text) >= SHORTEST:
             found.append(text.strip())
     return found
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """As ast.walk, in its order, without expressions: no docstring stands below one."""
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        waiting.extend(n for n in ast.iter_child_nodes(node) if isinstance(n, (ast.stmt, ast.excepthandler, ast.match_case)))
+        yield node
 
 
 def _name(function: ast.expr) -> str:
