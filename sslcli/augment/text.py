@@ -140,10 +140,12 @@ def reached(stream: Any, change: TextAugment) -> dict[str, Any]:
     return {"looked_at": int(looked), "changed": round(share / max(1.0, looked), 4)}
 
 
-def _rows(batch: Batch) -> list[tuple[list[int], float]]:
-    """(tokens that are seen, share of the row's own in what it is mixed with)"""
-    kept = batch["kept"].tolist() if "kept" in batch else [1.0] * len(batch["ids"])
-    return [(ids[seen].tolist(), k) for ids, seen, k in zip(batch["ids"], as_mask(batch), kept, strict=True)]
+def _rows(batch: Batch) -> list[tuple[list[int], float, float]]:
+    """(tokens that are seen, share of the row's own in what it is mixed with, share of the features of its embeddings)"""
+    every = [1.0] * len(batch["ids"])
+    kept = batch["kept"].tolist() if "kept" in batch else every
+    features = batch["features"].float().mean(1).tolist() if "features" in batch else every
+    return [(ids[seen].tolist(), *more) for ids, seen, *more in zip(batch["ids"], as_mask(batch), kept, features, strict=True)]
 
 
 def refuse_rows(coder_columns: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ class Tokenizer:
 
     length = 128  # tokens of a row, settled once the network is known
     augment: Any = None  # what changes the texts that are learnt from
+    say: Callable[[str], None] = staticmethod(lambda text: None)  # where preparations that take long are told
 
     def __init__(self, hf: Any):
         self.hf = hf

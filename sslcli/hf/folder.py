@@ -6,7 +6,7 @@ from pathlib import Path
 from sslcli.errors import BadCheckpoint, BadInput, Unsafe, printable
 
 # weights, settings, vocabularies: never code, never pickles
-PATTERNS = ["*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model"]
+PATTERNS = ["*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model", "*.spm"]
 
 
 def model_folder(source: str, key: str = "from") -> Path:

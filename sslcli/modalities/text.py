@@ -66,7 +66,7 @@ class Text(TextData, Modality):
             )
         network.loaded["pooling"] = network.pooling
         words.length = self._length(network, first.length)
-        words.augment = augment.build() if augment is not None else None
+        words.augment, words.say = augment.build() if augment is not None else None, say
         return words, network
 
     def _tokenizer(self, first: Start, model: Part | None, recipe: Part[Recipe] | None, say: Callable[[str], None]) -> Tokenizer:
