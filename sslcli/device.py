@@ -14,6 +14,7 @@ import torch
 from sslcli.errors import BadInput
 
 TOKENS_CPU, TOKENS_CUDA = 16_384, 65_536  # padded tokens of one forward pass, where the user names no micro_batch_size
+WORTH_STEPS, WORTH_SECONDS = 2000, 600.0  # what must lie ahead of a compilation, which takes up to a minute, to be paid back
 
 
 def precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype:
@@ -35,6 +36,7 @@ def prepare(device: torch.device, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
     if device.type == "cuda":
+        torch.cuda.init()  # its memory has no statistics before
         torch.backends.cuda.matmul.allow_tf32 = not deterministic
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -62,6 +64,14 @@ def token_budget(device: torch.device) -> int:
 def worth_a_pass(device: torch.device) -> int:
     """Padded tokens that cost as much as the overhead of one more forward and backward pass."""
     return 8192 if device.type == "cuda" else 256
+
+
+def compiles(asked: bool | Literal["auto"], device: torch.device, steps: int | None, seconds: float | None) -> bool:
+    """Whether a network is compiled; where the user leaves it open: on CUDA, for so many steps, or for so long, that it pays."""
+    if asked != "auto":
+        return asked
+    long = (seconds or 0.0) >= WORTH_SECONDS if steps is None else steps >= WORTH_STEPS
+    return device.type == "cuda" and long
 
 
 def peak_memory(device: torch.device) -> int:

@@ -29,13 +29,15 @@ class Pace:
         """Steps of the whole run; of one that goes on (`begun`: its state), those that it has, unless it is told others.
 
         `rehearse(step)` takes a step that changes nothing: with a time limit a few are timed, so that the schedule knows its end."""
-        if self.steps is not None:
-            return self.steps
-        if begun is not None:
+        if self.steps is None and begun is not None:
             return int(begun["steps"])
-        if self.epochs is not None:
-            return max(1, round(self.epochs * stream.steps_per_epoch))
-        return auto(stream) if self.time_limit is None else self._measure(self.time_limit, stream, world, rehearse)
+        return self.known(stream, auto) or self._measure(self.time_limit or 0.0, stream, world, rehearse)
+
+    def known(self, stream: Stream, auto: Callable[[Stream], int]) -> int | None:
+        """Steps of a run that begins, where they are known before one was taken: a time limit says nothing."""
+        if self.steps is not None or self.epochs is not None:
+            return self.steps or max(1, round((self.epochs or 0) * stream.steps_per_epoch))
+        return auto(stream) if self.time_limit is None else None
 
     def _measure(self, limit: float, stream: Stream, world: World, rehearse: Callable[[int], None]) -> int:
         times: list[float] = []

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -214,8 +214,15 @@ def environment(run_id: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device,
         "threads": torch.get_num_threads(),
-        "packages": {p: version(p) for p in packages},
+        "packages": {p: _version(p) for p in packages},
     }
+
+
+def _version(package: str) -> str | None:
+    """None where it was installed without saying what it is."""
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return None
 
 
 def redact(argument: str) -> str:

@@ -70,7 +70,7 @@ class Trainer:
         self.pace = Pace(steps, epochs, self.batch_size, {"eval": eval_every, "save": save_every, "log": log_every}, self.time_limit)
         self.device = world.device
         self.precision = device.precision(precision, world.device)
-        self.compile = world.device.type == "cuda" if compile == "auto" else compile
+        self.compile = compile
         self.gradient_checkpointing = gradient_checkpointing
         device.prepare(world.device, deterministic)
         self.keeper, self.signal, self.at = Keeper(run, world, screen), 0, Standing()
@@ -111,14 +111,14 @@ class Trainer:
         resume: bool,
         balance: Balance | None = None,
     ) -> dict[str, Any]:
-        """Train; leaves `modules` in fp32 with the best weights. `auto` says how many steps where the user does not; `balance`: what the
-        second term weighs."""
+        """Train; leaves `modules` in fp32 with the best weights. `auto`: steps where the user names none; `balance`: of the second term."""
         self.modules, self.terms, self.judge, self.judged_rows = modules.to(self.device), terms, judge, judged_rows
         self.model, self.balance = (model := cast(Any, quicken(modules).model)), balance
         if self.gradient_checkpointing:
             model.checkpoint_gradients()
-        noises = [noise_of(term.adversary, model, term.objective, self.compile) for term in terms]
-        if self.compile:
+        compiles = device.compiles(self.compile, self.device, self.pace.known(terms[0].stream, auto), self.time_limit)
+        noises = [noise_of(term.adversary, model, term.objective, compiles) for term in terms]
+        if compiles:
             model.compile(dynamic=True)
         found = self.keeper.find() if resume else None
         if found is None:

@@ -7,7 +7,22 @@ from pathlib import Path
 
 from scripts.benchmarks.rows import Bench
 
-NAMES = ("start", "data", "mlm", "finetune", "crash", "quickstart", "images", "augment", "few", "leaks", "curve", "scout", "collapse")
+NAMES = (
+    "start",
+    "data",
+    "mlm",
+    "finetune",
+    "crash",
+    "quickstart",
+    "images",
+    "augment",
+    "few",
+    "leaks",
+    "curve",
+    "scout",
+    "collapse",
+    "cuda",
+)
 
 
 def main() -> int:

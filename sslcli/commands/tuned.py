@@ -180,7 +180,7 @@ def _some(goal: Task, store: Store, device: torch.device) -> Any:
 
 def _said(goal: Task, model: Any, batch: Any) -> np.ndarray:
     """All numbers in what is predicted."""
-    device = batch["weight"].device
+    device = next(v.device for k, v in batch.items() if k != "weight")  # a weight stays with the host
     with torch.no_grad():
         return np.array(list(_numbers(goal.to(device).predict(model.to(device), batch))))
 
