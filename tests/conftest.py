@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+
+from tests.warm import Oven
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
@@ -75,6 +78,28 @@ def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, **options)  # type: ignore[call-overload]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def oven() -> Iterator[Oven]:
+    """Processes that need not import all anew (tests.warm)."""
+    made = Oven()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def warm(tmp_path: Path, oven: Oven) -> Callable[..., subprocess.CompletedProcess]:
+    """As `process`, where how a process starts is not what is tested."""
+    return lambda *words, **more: oven.run([sys.executable, "-m", "sslcli", *map(str, one_seed(words))], cwd=tmp_path, **more)
+
+
+@pytest.fixture
+def warm_sweeps(oven: Oven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a sweep are warm ones."""
+    from sslcli.commands import sweep
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=oven.start, DEVNULL=subprocess.DEVNULL))
 
 
 SENTENCES = [

@@ -16,6 +16,7 @@ from tests.conftest import ROOT, TINY, rows, write_jsonl
 QUICK = [*TINY, "trainer.steps=2", "baseline=false"]
 
 
+@pytest.mark.usefixtures("warm_sweeps")
 def test_a_sweep_runs_every_combination_and_survives_failures(ssl, labelled: Path) -> None:
     command = ["finetune", "-m", f"data.train={labelled}", f"data.test={labelled}", *TINY, "trainer.steps=2", "sweep.dir=sweep"]
     done = ssl(*command, "optimizer.lr=1e-3,-5", "seed=0,1")
@@ -53,6 +54,7 @@ def test_an_extended_sweep_keeps_its_folders_apart(tmp_path: Path) -> None:
     assert one[0].folder == first[3].folder, "written otherwise, the same run"
 
 
+@pytest.mark.usefixtures("warm_sweeps")
 def test_evaluations_are_swept_too(ssl, labelled: Path, tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", rows(30, seed=2))
     assert ssl("finetune", f"data.train={labelled}", *QUICK, "run.dir=run").code == 0

@@ -44,6 +44,7 @@ def test_presets_leave_no_method_out() -> None:
         assert set(Comparison.open(name, None).values) - {"null"} == set(choices()[name])
 
 
+@pytest.mark.usefixtures("warm_sweeps")
 def test_two_heads_are_compared_by_a_real_sweep(ssl, labelled: Path) -> None:
     words = ["finetune", "-m", "+compare=heads", f"data.train={labelled}", f"data.test={labelled}", *TINY, "trainer.steps=2"]
     done = ssl(*words, "task.head=linear,prototype", "seed=0,1", "sweep.dir=sweep")

@@ -14,6 +14,7 @@ import pytest
 
 from sslcli import checkpoint
 from tests.conftest import TINY, rows, write_jsonl
+from tests.warm import Oven, Warm
 
 # two layers, dropout, accumulation, random masks, cosine, running average; epochs of a few steps, a checkpoint every ten
 WORKLOAD = [
@@ -250,8 +251,8 @@ def test_a_busy_folder_is_exit_9(ssl, workload, tmp_path) -> None:
         assert ssl("pretrain", f"run.dir={tmp_path / 'a'}", "resume=auto").code == 9
 
 
-def start(workload: list[str], folder: Path, *more: str) -> subprocess.Popen:
-    return subprocess.Popen(
+def start(oven: Oven, workload: list[str], folder: Path, *more: str) -> Warm:
+    return oven.start(
         [sys.executable, "-m", "sslcli", *workload, *more, "-q"],
         cwd=folder,
         stdout=subprocess.DEVNULL,
@@ -261,12 +262,12 @@ def start(workload: list[str], folder: Path, *more: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(ssl, workload, tmp_path, kills) -> None:
+def test_killed_at_random_moments(ssl, oven, workload, tmp_path, kills) -> None:
     """kill -9, again and again, until the run ends."""
     assert ssl(*workload, "trainer.steps=200", "run.dir=whole").code == 0
     random_, killed = random.Random(kills), 0
     while killed < kills:
-        process = start(workload, tmp_path, "trainer.steps=200", "run.dir=cut", "resume=auto")
+        process = start(oven, workload, tmp_path, "trainer.steps=200", "run.dir=cut", "resume=auto")
         # wait for training to begin, so that most kills fall into steps and saves
         root, since = tmp_path / "cut" / "metrics.jsonl", time.monotonic()
         size = root.stat().st_size if root.exists() else 0

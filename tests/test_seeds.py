@@ -42,6 +42,7 @@ def test_a_seed_of_several_is_the_run_alone(typed, few) -> None:
     assert again.code == 0 and again.result["test"]["accuracy"] == each[1], again.err
 
 
+@pytest.mark.usefixtures("warm_sweeps")
 def test_few_labels_bring_seeds_and_a_sweep_multiplies_none(typed, few) -> None:
     done = typed(*few, "run.dir=run", "baseline=false")
     assert done.code == 0, done.err
