@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,30 +32,46 @@ def tagged(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "tagged.jsonl", records)
 
 
-def run_of(ssl, kind: str, corpus: Path, labelled: Path, tagged: Path) -> None:
-    quick = ["trainer.steps=3", "baseline=false", "run.dir=run"]
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of each kind, trained once: tests get copies of them."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def run_of(ssl, corpus: Path, labelled: Path, tagged: Path, made: Path) -> Callable[[str], None]:
+    """Puts a run of a kind at `run`."""
+    quick = ["trainer.steps=3", "run.dir=run"]
+    tuned = ["finetune", f"data.train={labelled}", *quick, "baseline=false"]
     commands = {
-        "masked": ["pretrain", f"data.train={corpus}", *TINY, "objective=masked_lm", *quick[::2]],
-        "causal": ["pretrain", f"data.train={corpus}", *GPT, "objective=causal_lm", *quick[::2]],
-        "contrastive": ["pretrain", f"data.train={corpus}", *TINY, "objective=span_contrastive", "objective.shortest=4", *quick[::2]],
-        "classifier": ["finetune", f"data.train={labelled}", *TINY, *quick],
-        "modern classifier": ["finetune", f"data.train={labelled}", *MODERN, *quick],
-        "mlp": ["finetune", f"data.train={labelled}", *TINY, "task.head=mlp", *quick],
-        "decoder classifier": ["finetune", f"data.train={labelled}", *GPT, *quick],
-        "tagger": ["finetune", "task=token_classification", f"data.train={tagged}", *TINY, *quick],
+        "masked": ["pretrain", f"data.train={corpus}", *TINY, "objective=masked_lm", *quick],
+        "causal": ["pretrain", f"data.train={corpus}", *GPT, "objective=causal_lm", *quick],
+        "contrastive": ["pretrain", f"data.train={corpus}", *TINY, "objective=span_contrastive", "objective.shortest=4", *quick],
+        "classifier": [*tuned, *TINY],
+        "modern classifier": [*tuned, *MODERN],
+        "mlp": [*tuned, *TINY, "task.head=mlp"],
+        "decoder classifier": [*tuned, *GPT],
+        "tagger": ["finetune", "task=token_classification", f"data.train={tagged}", *TINY, *tuned[2:]],
     }
-    done = ssl(*commands[kind])
-    assert done.code == 0, done.err
+
+    def put(kind: str) -> None:
+        if not (made / kind).exists():
+            done = ssl(*commands[kind])
+            assert done.code == 0, done.err
+            shutil.move("run", made / kind)
+        shutil.copytree(made / kind, "run")
+
+    return put
 
 
 @pytest.mark.parametrize("format", ["hf", "torch", "onnx"])
 @pytest.mark.parametrize(
     "kind", ["masked", "causal", "contrastive", "classifier", "modern classifier", "mlp", "decoder classifier", "tagger"]
 )
-def test_every_kind_of_run_leaves_in_every_format(ssl, corpus, labelled, tagged, kind, format) -> None:
+def test_every_kind_of_run_leaves_in_every_format(ssl, run_of, kind, format) -> None:
     if format == "onnx":
         pytest.importorskip("onnxruntime")
-    run_of(ssl, kind, corpus, labelled, tagged)
+    run_of(kind)
     done = ssl("export", "run=run", f"format={format}", "out=out")
     assert done.code == 0, done.err
     assert done.result["agreement"]["rows"] > 0 and done.result["agreement"]["labels_that_differ"] == 0
@@ -62,8 +79,8 @@ def test_every_kind_of_run_leaves_in_every_format(ssl, corpus, labelled, tagged,
     assert json.loads(Path("out/ssl_export.json").read_text())["format"] == format
 
 
-def test_an_export_that_differs_is_refused_and_leaves_nothing(ssl, corpus, labelled, tagged, monkeypatch) -> None:
-    run_of(ssl, "classifier", corpus, labelled, tagged)
+def test_an_export_that_differs_is_refused_and_leaves_nothing(ssl, run_of, monkeypatch) -> None:
+    run_of("classifier")
     from sslcli.exports.hf import Hf
 
     plain = Hf.open
@@ -78,9 +95,9 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(ssl, corpus, label
     assert not any(Path("dist").iterdir())
 
 
-def test_labels_that_were_swapped_are_noticed(ssl, corpus, labelled, tagged) -> None:
+def test_labels_that_were_swapped_are_noticed(ssl, run_of) -> None:
     """The weights agree, the names do not: the recorded predictions tell."""
-    run_of(ssl, "classifier", corpus, labelled, tagged)
+    run_of("classifier")
     path = Path("run/data.json")
     facts = json.loads(path.read_text())
     facts["labels_in_order"] = facts["labels_in_order"][::-1]
@@ -89,8 +106,8 @@ def test_labels_that_were_swapped_are_noticed(ssl, corpus, labelled, tagged) -> 
     assert done.code == 5 and "labels differ" in done.err
 
 
-def test_an_export_does_not_overwrite(ssl, corpus, labelled, tagged) -> None:
-    run_of(ssl, "classifier", corpus, labelled, tagged)
+def test_an_export_does_not_overwrite(ssl, run_of) -> None:
+    run_of("classifier")
     Path("out").mkdir()
     Path("out/mine").write_text("mine")
     done = ssl("export", "run=run", "out=out")
@@ -136,10 +153,10 @@ def test_a_pooled_head_fits_the_familys_own_class(family, layers) -> None:
     assert full.config.id2label[4] == "e" and full.config.architectures == [type(full).__name__]
 
 
-def test_a_run_is_a_model_folder_for_transformers(ssl, corpus, labelled, tagged) -> None:
+def test_a_run_is_a_model_folder_for_transformers(run_of) -> None:
     from transformers import AutoModelForTokenClassification, pipeline
 
-    run_of(ssl, "tagger", corpus, labelled, tagged)
+    run_of("tagger")
     model = AutoModelForTokenClassification.from_pretrained("run/model")
     assert sorted(model.config.label2id) == ["B-X", "I-X", "O"]
     tag = pipeline("token-classification", model="run/model", tokenizer="run/model", device="cpu")
@@ -220,10 +237,10 @@ def test_a_run_without_a_model_yet_says_how_to_go_on(ssl, corpus: Path, labelled
     assert done.code == 5 and "run.dir=lm resume=auto" in done.err
 
 
-def test_both_ways_of_reading_a_delivered_model_agree(ssl, corpus, labelled, tagged) -> None:
+def test_both_ways_of_reading_a_delivered_model_agree(ssl, run_of) -> None:
     """`evaluate` reads the run's model folder: the scores are those of the run itself."""
     for kind in ("classifier", "mlp", "tagger", "decoder classifier"):
-        run_of(ssl, kind, corpus, labelled, tagged)
+        run_of(kind)
         before = json.loads(Path("run/metrics.json").read_text())["valid"]
         done = ssl("evaluate", "run=run", "out=again")
         assert done.code == 0, done.err
@@ -233,7 +250,7 @@ def test_both_ways_of_reading_a_delivered_model_agree(ssl, corpus, labelled, tag
         shutil.rmtree("again")
 
 
-def test_tokenizer_identity_survives_the_run(ssl, corpus, labelled, tagged) -> None:
-    run_of(ssl, "masked", corpus, labelled, tagged)
+def test_tokenizer_identity_survives_the_run(ssl, run_of, corpus) -> None:
+    run_of("masked")
     assert ssl("pretrain", "from=run", f"data.train={corpus}", "trainer.steps=2", "run.dir=more").code == 0
     assert Tokenizer.load(Path("run/model")).identity == Tokenizer.load(Path("more/model")).identity
