@@ -6,8 +6,9 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -41,6 +42,20 @@ def prepare(device: torch.device, deterministic: bool) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         keep_heap()
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Inside, CUDA devices multiply fp32 in fp32. TF32, which is faster, keeps 10 bits: too few to tell whether two networks are one."""
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.allow_tf32 = was
 
 
 def keep_heap() -> None:

@@ -82,9 +82,11 @@ def calibrate(task: Task, model: Backbone, store: Store | None, world: World) ->
     target = np.array([[x in g for x in task.labels] if multi else task.labels.index(g) for g in gold], np.int64)
     fitted = calibration.fit(found, target, task.labels, task.risk)
     assert fitted.temperature is not None
-    calibration.fold(layer, fitted.temperature)
-    after, _ = _logits(task, model, store, world, CHECKED)
-    if not np.allclose(after * fitted.temperature, found[: len(after)], rtol=1e-3, atol=1e-3):
+    with device.exact():
+        before, _ = _logits(task, model, store, world, CHECKED)
+        calibration.fold(layer, fitted.temperature)
+        after, _ = _logits(task, model, store, world, CHECKED)
+    if not np.allclose(after * fitted.temperature, before, rtol=1e-3, atol=1e-3):
         raise AssertionError("the last layer does not divide the logits by the temperature that was fitted")
     task.calibration = fitted
     return {"calibration": {"temperature": fitted.temperature, "confident": fitted.confident, **fitted.facts}}

@@ -1,7 +1,9 @@
 """Several seeds of one fine-tuning: each is the run alone, the mean is theirs, and what fails is named."""
 
+import gc
 import json
 import os
+import weakref
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,25 @@ def test_a_seed_of_several_is_the_run_alone(typed, few) -> None:
     # a seed's folder is a run like any other
     again = typed("evaluate", "run=run/seeds/5", "out=again")
     assert again.code == 0 and again.result["test"]["accuracy"] == each[1], again.err
+
+
+def test_a_seed_takes_its_network_with_it(typed, few, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def fit(trainer: Trainer, modules, *rest, **more):
+        alive.append(sum(network() is not None for network in made))
+        made.append(weakref.ref(modules))
+        return real(trainer, modules, *rest, **more)
+
+    real = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", fit)
+    gc.disable()  # as where few Python objects are made, which is all that the collector counts
+    try:
+        done = typed(*few, "run.dir=run", "trainer.seeds=2", "baseline=false", "errors=false")
+    finally:
+        gc.enable()
+    assert done.code == 0 and alive == [0, 0], (alive, done.err)
 
 
 @pytest.mark.usefixtures("warm_sweeps")

@@ -4,6 +4,7 @@ Every seed is a run folder like any other, `seeds/<seed>/`: what `seed=<seed> tr
 decides the order, dropout, fresh weights, and what is drawn of the data: the labels of data.shots, the part that is held out.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -123,6 +124,7 @@ class Several:
             "run": Part("run", Run, {"dir": str(self._place(seed)), "keep": run.keep}),
             "trainer": Part(trainer.path, trainer.cls, {**trainer.config, **own}),
         }
+        gc.collect()  # a network that was trained holds on to itself by its hooks, and the collector does not know how large it is
         try:
             return self.one(**parts, seed=seed, resume="auto")
         except Preempted as error:

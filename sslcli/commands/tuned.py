@@ -15,6 +15,7 @@ from sslcli.core import Backbone, Task
 from sslcli.data import chance
 from sslcli.data.store import Store
 from sslcli.data.stream import to_device
+from sslcli.device import exact
 from sslcli.errors import BadCheckpoint, BadInput, printable
 from sslcli.hf import adapter
 from sslcli.hf.tuning import Peft
@@ -181,7 +182,7 @@ def _some(goal: Task, store: Store, device: torch.device) -> Any:
 def _said(goal: Task, model: Any, batch: Any) -> np.ndarray:
     """All numbers in what is predicted."""
     device = next(v.device for k, v in batch.items() if k != "weight")  # a weight stays with the host
-    with torch.no_grad():
+    with torch.no_grad(), exact():
         return np.array(list(_numbers(goal.to(device).predict(model.to(device), batch))))
 
 
