@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,25 @@ def workload(tmp_path: Path) -> list[str]:
     return ["pretrain", f"data.train={data}", *WORKLOAD]
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def uninterrupted(ssl, workload: list[str], kept: Path) -> Callable[[int, str], None]:
+    """Puts an uninterrupted run of so many steps at a folder. It is trained once: tests get copies."""
+
+    def put(steps: int, folder: str) -> None:
+        run = kept / str(steps)
+        if not run.exists():
+            assert ssl(*workload, f"trainer.steps={steps}", "run.dir=made").code == 0
+            shutil.move("made", run)
+        shutil.copytree(run, folder)
+
+    return put
+
+
 def tensors(run: Path) -> dict[str, str]:
     """Hashes of every tensor file of the newest checkpoint."""
     newest = max((run / "checkpoints").glob("step-*"))
@@ -69,8 +90,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int, number: int = signal.S
 
 
 @pytest.mark.parametrize("steps", [(0,), (9,), (10,), (15,), (31,), (3, 8, 17, 18, 39)], ids=str)
-def test_stopped_by_a_signal_and_resumed(ssl, workload, monkeypatch, steps) -> None:
-    assert ssl(*workload, "trainer.steps=40", "run.dir=whole").code == 0
+def test_stopped_by_a_signal_and_resumed(ssl, workload, uninterrupted, monkeypatch, steps) -> None:
+    uninterrupted(40, "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, *steps)
         done = ssl(*workload, "trainer.steps=40", "run.dir=cut")
@@ -133,8 +154,8 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["bit", "cut", "longer", "zeros", "empty"])
 @pytest.mark.parametrize("name", ["weights.safetensors", "moments.safetensors", "state.json", "manifest.json"])
-def test_a_damaged_checkpoint_is_refused_and_an_older_one_used(ssl, workload, name, how) -> None:
-    assert ssl(*workload, "trainer.steps=20", "run.dir=a").code == 0
+def test_a_damaged_checkpoint_is_refused_and_an_older_one_used(ssl, uninterrupted, name, how) -> None:
+    uninterrupted(20, "a")
     whole = tensors(Path("a"))
     newest = Path("a/checkpoints/step-00000020")
     damage(newest / name, how)
@@ -144,8 +165,8 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_used(ssl, workload, na
     assert tensors(Path("a")) == whole
 
 
-def test_all_checkpoints_damaged_is_exit_5_and_nothing_is_deleted(ssl, workload) -> None:
-    assert ssl(*workload, "trainer.steps=20", "run.dir=a").code == 0
+def test_all_checkpoints_damaged_is_exit_5_and_nothing_is_deleted(ssl, uninterrupted) -> None:
+    uninterrupted(20, "a")
     folders = sorted(Path("a/checkpoints").glob("step-*"))
     for folder in folders:
         damage(folder / "weights.safetensors", "bit")
