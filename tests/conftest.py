@@ -35,10 +35,16 @@ class Done:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data of the tests stays with the tests, whose workers share it (SSL_TEST_CACHE keeps it between sessions)."""
-    base = tmp_path_factory.getbasetemp()
-    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    os.environ["SSL_CACHE"] = os.environ.get("SSL_TEST_CACHE") or str(common / "cache")
+    """Prepared data of the tests stays with the tests (SSL_TEST_CACHE keeps it between sessions). Workers have a cache each, and share the
+    embedded texts, which take a minute to extract."""
+    made = os.environ.get("SSL_TEST_CACHE")
+    if made is None:
+        own, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
+        texts = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "docstrings"
+        texts.mkdir(exist_ok=True)
+        (own / "docstrings").symlink_to(texts)
+        made = str(own)
+    os.environ["SSL_CACHE"] = made
     yield
 
 
