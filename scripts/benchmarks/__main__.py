@@ -18,6 +18,7 @@ NAMES = (
     "augment",
     "few",
     "leaks",
+    "copies",
     "curve",
     "scout",
     "collapse",
