@@ -124,6 +124,12 @@ def seconds(limit: str | float | None) -> float | None:
     return value
 
 
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """So many of them, in words that agree: 1 row, 2 rows; with a verb as several use it: 1 row stands, 2 rows stand."""
+    said = {"are": "is", "have": "has", "": ""}.get(verb, f"{verb}s") if count == 1 else verb
+    return f"{count:,} {noun}{'' if count == 1 else 's'} {said}".rstrip()
+
+
 def shown(value: Any) -> str:
     """A number as people read it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

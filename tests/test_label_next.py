@@ -2,12 +2,16 @@
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sslcli.evidence import teaching
+from sslcli.commands import label_next
+from sslcli.evidence import leaked, teaching
+from sslcli.log import counted
 from tests.conftest import TINY, rows, write_jsonl
 
 
@@ -80,6 +84,26 @@ def test_rows_are_chosen_listed_and_ready_for_label_studio(ssl, tmp_path: Path) 
     assert refused.code == 2 and "already holds something else" in refused.err
     misspelt = ssl("label-next", "run=run", "data.unlabeled=pool.jsonl")
     assert misspelt.code == 2 and "did you mean" in misspelt.err and "data.unlabelled" in misspelt.err
+
+
+def test_one_is_said_as_one() -> None:
+    assert [counted(n, "row", "are") for n in (1, 2000)] == ["1 row is", "2,000 rows are"] and counted(1, "bad record") == "1 bad record"
+    leaks = {"of": "test", "rows": 1}
+    assert leaked.sentence({"leaks": leaks}, ()) == "1 row of test also stands in the training data"
+
+
+def test_no_text_of_the_pool_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred times longer texts, no more memory, while equal ones are told."""
+    count, peaks = 300, []
+    for longer in (1, 100):
+        text = lambda i, longer=longer: json.dumps({"input": f"{i // 2} " + f"Row  {i // 2} " * 20 * longer})  # noqa: E731
+        monkeypatch.setattr(label_next, "examples_of", lambda store, text=text: SimpleNamespace(count=count, text=text))
+        tracemalloc.start()
+        new = label_next._new(None, {}, {})  # type: ignore[arg-type]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert new.tolist() == list(range(0, count, 2))
+    assert peaks[1] - peaks[0] < count * len(text(0)) / 10, peaks
 
 
 def test_pictures_are_chosen_too(ssl, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sslcli.distributed import World
 from sslcli.errors import BadInput, printable
 from sslcli.evidence import leaked, projection
 from sslcli.evidence import receipts as evidence
-from sslcli.log import duration, shown
+from sslcli.log import counted, duration, shown
 from sslcli.modality import Modality, Processor
 from sslcli.report import page
 from sslcli.report.curves import draw_reliability, draw_robustness
@@ -84,9 +84,9 @@ class Folder:
         if "fewer_shots" in facts:
             self.call.screen.warn(fewer(facts["fewer_shots"]))
         if facts.get("mended_tags"):
-            self.call.screen.warn(f"{facts['mended_tags']:,} tags began an entity with I; read as B (conlleval's rule)")
+            self.call.screen.warn(f"{counted(facts['mended_tags'], 'tag')} began an entity with I; read as B (conlleval's rule)")
         if prepared.bad:
-            self.call.screen.warn(f"{len(prepared.bad):,} bad records left out; they are in {self.run.dir / 'bad_records.jsonl'}")
+            self.call.screen.warn(f"{counted(len(prepared.bad), 'bad record')} left out; see {self.run.dir / 'bad_records.jsonl'}")
 
     def views(self, source: Modality, processor: Processor, store: Any) -> dict[str, Any]:
         """A receipt of what is learnt from views, and a warning where they cannot teach."""

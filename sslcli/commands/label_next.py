@@ -1,7 +1,8 @@
 """`ssl label-next`: which unlabelled rows to label next, as a table and as tasks of Label Studio, and what they may bring."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from sslcli.evaluation import answers
 from sslcli.evidence import features, teaching
 from sslcli.evidence.mistakes import excerpt
 from sslcli.evidence.suspicious import directions
+from sslcli.log import counted
 from sslcli.modality import Modality, Start
 from sslcli.run import storage, write_atomically
 from sslcli.schema import Part
@@ -71,11 +73,13 @@ def label_next(
         pool = source.examples(Unread(coder), finished.processor, finished.labels, only="unlabelled").stores["unlabelled"]
         device.prepare(replicas.device, False)
         Modules(finished.model, goal=goal).to(replicas.device).eval()
-        rows = features.golds(pool)
+        examples = examples_of(pool)
         new = _new(goal, pool, labelled.stores)
         if not len(new):
             raise BadInput(f"data.unlabelled={printable(data.config['unlabelled'])}: all of its rows are labelled already; name others")
-        call.screen.say(f"{len(new):,} of {len(rows):,} rows are new; the others are labelled already, or stand there twice")
+        call.screen.say(
+            f"{len(new):,} of {counted(examples.count, 'row', 'are')} new; the others are labelled already, or stand there twice"
+        )
 
         # which of them, and what for
         said = _probabilities(goal, finished.model, pool, replicas)
@@ -83,6 +87,7 @@ def label_next(
         chosen = new[teaching.choose(vectors[new], said[new], min(count, len(new)), finished.seed)]
         expected = _expected(finished, labelled.stores, len(chosen))
     call.screen.say(expected["sentence"])
+    rows = [json.loads(examples.text(i)) for i in chosen.tolist()]  # of all others no text is held
     listed = _listed(chosen, rows, said, finished.labels)
     table = [[r["rank"], r["score"], r["prediction"], r["input"][:70]] for r in listed[:10]]
     call.screen.table("to label next", ("", "score", "prediction", "input"), table)
@@ -93,7 +98,7 @@ def label_next(
     with storage(target.parent):
         target.mkdir(parents=True, exist_ok=True)
         write_table(target / "next.csv", COLUMNS, [[row[c] for c in COLUMNS] for row in listed])
-        whole = [rows[i]["input"] for i in chosen]
+        whole = [row["input"] for row in rows]
         write_atomically(
             target / "label_studio.json", json.dumps(tasks(listed, whole, coder.columns[0]), indent=1, ensure_ascii=False) + "\n"
         )
@@ -124,11 +129,15 @@ def _new(goal: Any, pool: Store, labelled: Mapping[str, Store]) -> np.ndarray:
     return np.array(found, np.int64)
 
 
-def _keys(goal: Any, store: Store) -> list[Any]:
-    """What a row is: a text as it is read aloud, or the values of a picture."""
+def _keys(goal: Any, store: Store) -> Iterator[bytes]:
+    """What a row is, as a digest: a text as it is read aloud, or the values of a picture."""
     if "place" in store:
-        return [goal.processor.take(store, np.array([i])).numpy().tobytes() for i in range(store.count)]
-    return [" ".join(str(row["input"]).split()).casefold() for row in features.golds(store)]
+        said = (goal.processor.take(store, np.array([i])).numpy().tobytes() for i in range(store.count))
+    else:
+        examples = examples_of(store)
+        inputs = (str(json.loads(examples.text(i))["input"]) for i in range(examples.count))
+        said = (" ".join(text.split()).casefold().encode("utf-8", "surrogatepass") for text in inputs)
+    yield from (hashlib.blake2b(one, digest_size=16).digest() for one in said)
 
 
 def _probabilities(goal: Task, model: Any, store: Store, replicas: World) -> np.ndarray:
@@ -138,19 +147,19 @@ def _probabilities(goal: Task, model: Any, store: Store, replicas: World) -> np.
 
 
 def _listed(chosen: np.ndarray, rows: Sequence[Mapping[str, Any]], said: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """`score`: 1 less the margin, how unsure the network is."""
+    """`rows`: the chosen ones. `score`: 1 less the margin, how unsure the network is."""
     unsure, best = 1 - teaching.margins(said[chosen]), said[chosen].argmax(1)
     return [
         {
             "rank": n + 1,
-            "file": rows[i].get("file"),
-            "record": rows[i].get("record"),
+            "file": row.get("file"),
+            "record": row.get("record"),
             "score": round(float(unsure[n]), 4),
             "prediction": labels[best[n]],
             "probability": round(float(said[i, best[n]]), 4),
-            "input": excerpt(rows[i]["input"]),
+            "input": excerpt(row["input"]),
         }
-        for n, i in enumerate(chosen.tolist())
+        for n, (i, row) in enumerate(zip(chosen.tolist(), rows, strict=True))
     ]
 
 

@@ -13,6 +13,7 @@ from sslcli.data.radar import Rows
 from sslcli.errors import BadInput, printable
 from sslcli.evidence import likeness
 from sslcli.evidence.leaks import KINDS, Leaks, Sketch, radar
+from sslcli.log import counted
 from sslcli.run import storage, write_atomically
 from sslcli.schema import Part
 from sslcli.spreadsheet import write_table
@@ -62,7 +63,10 @@ def sentence(found: Leaks) -> str:
     if not leaked:
         return f"no row of {part} was found in {where}"
     remedy = "; take them out of one side, or trust no score of them" if part != "train" else ""
-    return f"{leaked:,} of {found.rows[part]:,} rows of {part} ({leaked / found.rows[part]:.1%}) stand in {where} as well{remedy}"
+    stand = "stands" if leaked == 1 else "stand"
+    return (
+        f"{leaked:,} of {counted(found.rows[part], 'row')} of {part} ({leaked / found.rows[part]:.1%}) {stand} in {where} as well{remedy}"
+    )
 
 
 def _sketch(call: Call, source: Rows, part: str) -> Sketch:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sslcli.errors import printable
+from sslcli.log import counted
 
 FEW = 5  # labels that are named
 
@@ -12,11 +13,11 @@ def counts(facts: Mapping[str, Any]) -> str:
     """A split in a line."""
     if "documents" in facts:
         unknown = f", {facts['unknown'] / max(1, facts['tokens']):.2%} unknown" if facts["unknown"] else ""
-        return f"{facts['documents']:,} documents, {facts['bytes'] / 1e6:,.1f} MB, {facts['tokens']:,} tokens{unknown}"
-    labels = f", {len(facts['per_label'])} labels" if facts.get("per_label") else ""
+        return f"{counted(facts['documents'], 'document')}, {facts['bytes'] / 1e6:,.1f} MB, {facts['tokens']:,} tokens{unknown}"
+    labels = f", {counted(len(facts['per_label']), 'label')}" if facts.get("per_label") else ""
     if "pixels" in facts:
-        return f"{facts['examples']:,} pictures{labels}"
-    return f"{facts['examples']:,} examples{labels}, {facts['tokens']:,} tokens"
+        return f"{counted(facts['examples'], 'picture')}{labels}"
+    return f"{counted(facts['examples'], 'example')}{labels}, {facts['tokens']:,} tokens"
 
 
 def fewer(shots: Mapping[str, Any]) -> str:

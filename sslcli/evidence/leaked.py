@@ -10,7 +10,7 @@ from sslcli.data.examples import examples_of
 from sslcli.data.store import Store
 from sslcli.evidence import likeness
 from sslcli.evidence.leaks import KINDS, Pair, Sketch, between
-from sslcli.log import shown
+from sslcli.log import counted, shown
 
 TEXTS, PICTURES = 100_000, 4_000  # of both parts together; more take longer than a few seconds
 SMALLEST = 24  # pixels a side; of smaller pictures it cannot be told
@@ -39,7 +39,8 @@ def sentence(scores: Mapping[str, Any], headline: Sequence[str]) -> str | None:
     rest = scores.get(f"{found['of']}_without_leaks", {})
     score = next((k for k in headline if k in rest), None)
     without = f"; {score} without them {shown(rest[score])}" if score else ""
-    return f"{found['rows']:,} rows of {found['of']} also stand in the training data{without}"
+    also = "also stands" if found["rows"] == 1 else "also stand"
+    return f"{counted(found['rows'], 'row')} of {found['of']} {also} in the training data{without}"
 
 
 def affordable(task: Any, trained: int, scored: Store) -> bool:

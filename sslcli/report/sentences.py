@@ -37,7 +37,7 @@ EN = {
     "chance": "The difference may be chance.",
     "unclear": "Whether the difference is more than chance cannot be told.",
     "unlike": "These runs have no score in common; each is described below.",
-    "leaks": "{count} of these examples also stand in the training data; without them it is {score}.",
+    "leaks": "Also in the training data: {count} of these examples; without them it is {score}.",
     "this": "trained network",
     "majority": "always the most frequent label",
     "examples": "examples",
