@@ -45,6 +45,7 @@ class ZeroShot(Classifier):
         logs = self.asked.logits(model, batch).log_softmax(-1)
         return logs if self.prior is None else logs - self.prior.to(logs.device)
 
+    @torch.no_grad()
     def look(self, model: Backbone, read: Read, every: Every) -> None:
         """Before texts are predicted: vectors of the labels, the prior, and the certainty that leaves out the share that was asked."""
         share, self.prior, self.least = self.setting.options["abstain"], None, None
