@@ -32,7 +32,7 @@ def lines(title: object, series: Sequence[Line], across: object) -> Html | None:
         _, y = at(x0, tick)
         drawn.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
         drawn.append(tag("text", _short(tick), x=LEFT - 6, y=y + 4, class_="end"))
-    for tick in (t for t in _ticks(x0, x1) if x0 <= t <= x1):
+    for tick in (t for t in _ticks(x0, x1) if x0 <= t <= x1 and t == round(t)):  # there are no half steps
         drawn.append(tag("text", f"{tick:,.0f}", x=at(tick, y0)[0], y=HEIGHT - 8, class_="middle" if tick > x0 else None))
     for i, (_, points) in enumerate(series):
         places = [at(*p) for p in _thin(points)]

@@ -1,6 +1,7 @@
 """Numbers of a run as people read them, each with where it stands."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from sslcli.report.markup import Html, data, joined, tag, text
@@ -66,4 +67,5 @@ class Figures:
             return self.words("scratch")
         if self.record.config.get("init") == "random":
             return self.words("untrained", source=source)
-        return tag("code", source)
+        parts = Path(source).parts
+        return tag("code", source if len(parts) < 4 else f"\u2026/{parts[-2]}/{parts[-1]}", title=source)  # its end tells
