@@ -29,7 +29,7 @@ class OfTask(Objective):
     `strong`: the augmentation that makes the strong view of a row. The weak view is the row as the task trains on it.
     """
 
-    heads: ClassVar[tuple[str, ...]] = ("linear", "mlp")  # of texts: logits that are trained, batch by batch
+    heads: ClassVar[tuple[str, ...]] = ("auto", "linear", "mlp")  # of texts: logits that are trained, batch by batch
     solved: ClassVar[tuple[str, ...]] = ("probe", "knn")  # of pictures (task.tune): nothing is trained
     least_steps: ClassVar[int] = 300  # of a run, where the user names no number: the labels alone would ask for fewer
 

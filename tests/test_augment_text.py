@@ -184,7 +184,7 @@ def test_the_gradient_of_mixup_is_that_of_mixed_labels(ssl, labelled: Path) -> N
     torch.manual_seed(0)
 
     class Pool(torch.nn.Module):
-        family, dim, pools_freely, pooling = "bert", 6, True, "mean"
+        family, dim, pools_freely, pooling, loaded = "bert", 6, True, "mean", {"tensors": 0}
 
         def pack(self) -> bool:
             return False

@@ -109,7 +109,7 @@ class Run:
         self.modules = Modules(self.model, task=self.goal)
         self.learning = {n for n, p in self.modules.named_parameters() if p.requires_grad}
         self.before = {n: t.clone() for n, t in self.modules.state_dict().items()}
-        rate = {"prompt": 0.3, "ia3": 0.1, "vera": 0.1}.get(part.cls.__module__.rsplit(".")[-1], 2e-2)
+        rate = {"prompt": 0.3, "ia3": 0.1, "vera": 0.1, "lora": 5e-3}.get(part.cls.__module__.rsplit(".")[-1], 2e-2)
         self.optimizer = Optimizer(
             self.modules, precision, **config("optimizer", "adamw", kind="adamw", lr=rate, schedule="constant", warmup=0.0)
         )

@@ -62,7 +62,7 @@ def test_pictures_are_tuned_too(ssl) -> None:
     start = ["finetune", "data=digits", "data.shots=5", "model=vit_nano", "trainer.steps=6", "baseline=false", "peft=lora"]
     done = ssl(*start, "run.dir=run")
     assert done.code == 0, done.err
-    assert "x q_proj,v_proj" in done.err
+    assert "x q_proj,k_proj,v_proj,o_proj,fc1,fc2" in done.err
     assert ssl("evaluate", "run=run", "out=own").code == 0
     both = ssl(*start, "task.tune=probe", "run.dir=both")
     assert both.code == 2 and "task.tune=probe: peft= decides what learns" in both.err

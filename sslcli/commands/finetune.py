@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sslcli.adversarial.plain import Plain
 from sslcli.augment import Augment
 from sslcli.build import Modules, Moved, parameters
 from sslcli.commands import Call
@@ -75,6 +76,7 @@ def finetune(
         prepared = beside.read(source.examples(coder, processor), coder, processor, augment)
         folder.data(source, prepared, processor.length)
         change = source.changing(processor, backbone, prepared.stores["train"])
+        prepared.facts["beside"] = objective is not None or adversarial.cls is not Plain or getattr(change, "mixes", False)
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
         if several := Several.wanted(again, folder, replicas, prepared, backbone, processor):
@@ -120,6 +122,8 @@ def _train(
 
     # the task
     goal = ready.task.build(model, ready.processor, prepared.labels, prepared.facts)
+    if remark := getattr(goal, "remark", None):
+        call.screen.say(remark)
     modules = Modules(model, task=goal, **beside.modules(model, goal))
     folder.model(model, ready.processor, parameters(modules), tuned.said(modules) if tuned else None)
 

@@ -4,11 +4,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-PROJECTIONS, KEYS, INNER, OUTPUTS, NORMS, ATTENTION = "projections", "keys", "inner", "outputs", "norms", "attention"
+PROJECTIONS, LINEAR, KEYS, INNER, OUTPUTS = "projections", "linear", "keys", "inner", "outputs"
+NORMS, ATTENTION = "norms", "attention"
 
 _BERT = r"encoder\.layer\.\d+\."
 _BERT_LIKE = {
-    PROJECTIONS: _BERT + r"attention\.self\.(query|value)",  # what LoRA and its kin change (Hu et al. 2022)
+    PROJECTIONS: _BERT + r"attention\.self\.(query|value)",  # of queries and values, where little is to be added,
+    LINEAR: _BERT + r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)",  # and all of a block
     KEYS: _BERT + r"attention\.self\.(key|value)",  # what IA3 scales at its output,
     INNER: _BERT + r"output\.dense",  # and at its input: the second layer of the feed-forward part
     OUTPUTS: _BERT + r"(attention\.output|output)\.dense",  # the last layer of each part, which bottlenecks follow
@@ -19,6 +21,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT_LIKE),
     "modernbert": {
         PROJECTIONS: r"layers\.\d+\.attn\.Wqkv",
+        LINEAR: r"layers\.\d+\.(attn\.(Wqkv|Wo)|mlp\.(Wi|Wo))",
         KEYS: r"layers\.\d+\.attn\.Wqkv",
         INNER: r"layers\.\d+\.mlp\.Wo",
         OUTPUTS: r"layers\.\d+\.(attn|mlp)\.Wo",
@@ -27,6 +30,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     },
     "distilbert": {
         PROJECTIONS: r"transformer\.layer\.\d+\.attention\.(q|v)_lin",
+        LINEAR: r"transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin[12])",
         KEYS: r"transformer\.layer\.\d+\.attention\.(k|v)_lin",
         INNER: r"transformer\.layer\.\d+\.ffn\.lin2",
         OUTPUTS: r"transformer\.layer\.\d+\.(attention\.out_lin|ffn\.lin2)",
@@ -35,6 +39,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     },
     "gpt2": {
         PROJECTIONS: r"h\.\d+\.attn\.c_attn",
+        LINEAR: r"h\.\d+\.(attn\.c_(attn|proj)|mlp\.c_(fc|proj))",
         KEYS: r"h\.\d+\.attn\.c_attn",
         INNER: r"h\.\d+\.mlp\.c_proj",
         OUTPUTS: r"h\.\d+\.(attn|mlp)\.c_proj",
@@ -43,6 +48,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     },
     "vit": {
         PROJECTIONS: r"layers\.\d+\.attention\.(q|v)_proj",
+        LINEAR: r"layers\.\d+\.(attention\.(q|k|v|o)_proj|mlp\.fc[12])",
         KEYS: r"layers\.\d+\.attention\.(k|v)_proj",
         INNER: r"layers\.\d+\.mlp\.fc2",
         OUTPUTS: r"layers\.\d+\.(attention\.o_proj|mlp\.fc2)",

@@ -5,14 +5,14 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from sslcli.hf.targets import PROJECTIONS
+from sslcli.hf.targets import LINEAR
 from sslcli.hf.tuning import Library, Targets
 
 
 class Dora(Library):
     type = "LORA"
     said: ClassVar[Mapping[str, str]] = {"r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout", "use_dora": "dora"}
-    part = PROJECTIONS
+    part = LINEAR
 
     def __init__(
         self,
