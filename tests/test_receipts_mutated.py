@@ -115,7 +115,7 @@ MUTATIONS: dict[str, tuple[str, Any, int, str]] = {
     "a temperature is not applied": ("held", lambda: (calibration, "fold", lambda *_: None), 1, "does not divide the logits"),
     "nothing is frozen": ("bitfit", lambda: (Text, "requires_grad_", lambda s, on=True: s), 1, "was to freeze the network"),
     "adapters are not used": ("lora", lambda: _lora_of(True), 1, "training changed nothing in model.base"),
-    "one adapter is not used": ("lora", lambda: _lora_of(False), 0, "of its 8 tensors are as they began"),
+    "one adapter is not used": ("lora", lambda: _lora_of(False), 0, "of its 24 tensors are as they began"),
     "pseudo-labels teach nothing (uda)": (
         "uda",
         lambda: (Consistency, "forward", _idle(Consistency)),
