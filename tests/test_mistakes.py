@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import hypergeom
 from sklearn.datasets import load_digits
 
+from sslcli.commands.analysis import told as said_of
 from sslcli.errors import BadInput
 from sslcli.evidence import suspicious
 from sslcli.evidence.mistakes import BOUNDS, NOTHING, Mistakes, holm, slices
@@ -153,3 +154,11 @@ def test_a_source_that_is_not_there_is_one_line(ssl, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", rows(30))
     done = ssl("finetune", "data=files", "data.train=train.jsonl", "data.columns.source=orign", *TINY, "run.dir=run")
     assert done.code == BadInput.code and "no column orign" in done.err and "data.columns.source" in done.err
+
+
+def test_a_probe_that_is_mostly_wrong_names_nobody() -> None:
+    summary = {"wrong": 1, "rows": 4, "of": "test", "score": "accuracy", "confusions": [], "slices": []}
+    row = {"part": "test", "file": "a.csv", "record": 7, "label": "x", "suggested": "y", "text": "a text"}
+    sure, weak = ({"count": 1, "checked": 4, "agrees": agrees, "first": [row]} for agrees in (0.8, 0.49))
+    assert "a.csv:7: x, looks like y" in said_of(summary, sure)[-1]
+    assert said_of(summary, weak)[-1].endswith("agrees with 49% only, too little to judge: most of these are its own errors")

@@ -20,6 +20,7 @@ from sslcli.trainer import Trainer
 
 MOST, MOST_WORDS = 20_000, 60_000  # rows and tagged words whose labels are looked at; more take minutes
 FIRST, TOLD = 50, 3  # suspicious labels that errors.json and the screen show; suspicious.csv has all
+JUDGES = 0.6  # share of the labels that a probe must agree with before its doubts are worth a line each
 COLUMNS = ("part", "file", "record", "word", "label", "suggested", "confidence", "margin", "text")
 
 Listed = list[dict[str, Any]]
@@ -101,6 +102,9 @@ def told(summary: Mapping[str, Any], doubts: Mapping[str, Any]) -> list[str]:
         return [*found, f"labels     {doubts['why']}"]
     agrees = f"the probe agrees with {doubts['agrees']:.0%}"
     found.append(f"labels     {doubts['count']:,} of {doubts['checked']:,} are suspicious (suspicious.csv); {agrees}")
+    if doubts["agrees"] < JUDGES:
+        found[-1] += " only, too little to judge: most of these are its own errors"
+        return found
     for row in doubts["first"][:TOLD]:
         text = printable(row["text"], 60)
         found.append(f"           {_place(row)}: {printable(row['label'], 40)}, looks like {printable(row['suggested'], 40)}: {text}")
