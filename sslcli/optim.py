@@ -212,9 +212,10 @@ class Optimizer:
     @torch.no_grad()
     def release(self, weights: dict[str, Tensor]) -> None:
         """End of training: the modules hold these weights, in fp32 again, and nothing else is kept."""
-        last = dict(zip(self.names, self.masters, strict=True))
-        away = sum(float((weights[n].to(m.device, m.dtype) - m).square().sum()) for n, m in last.items())
-        self.apart = math.sqrt(away / max(sum(float(m.square().sum()) for m in last.values()), 1e-30))
+        if self.ema_decay:  # nobody else asks
+            last = dict(zip(self.names, self.masters, strict=True))
+            away = sum(float((weights[n].to(m.device, m.dtype) - m).square().sum()) for n, m in last.items())
+            self.apart = math.sqrt(away / max(sum(float(m.square().sum()) for m in last.values()), 1e-30))
         for name, weight in zip(self.names, self.weights, strict=True):
             weight.data = weight.data.float()
             weight.copy_(weights[name])

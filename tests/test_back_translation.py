@@ -4,13 +4,16 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from sslcli.augmentations.back_translation import BackTranslation
+from sslcli.core import Places
+from sslcli.data.stream import in_order
 from sslcli.errors import BadCheckpoint
-from sslcli.hf.translation import Translator, _batches
+from sslcli.hf.translation import TOKENS, Translator
 from tests.conftest import TINY, rows, write_jsonl
 
 
@@ -64,9 +67,9 @@ def test_draws_depend_on_the_seed_alone(there) -> None:
 
 def test_batches_hold_every_text_once() -> None:
     lengths = [5, 3000, 40, 900, 7, 1100]
-    found = _batches(lengths)
+    found = [batch.tolist() for batch in in_order(Places(len(lengths), np.array(lengths)), TOKENS)]
     assert sorted(i for batch in found for i in batch) == list(range(6)) and found[0] == [1]
-    assert all(len(b) * max(lengths[i] for i in b) <= 2048 for b in found[1:])
+    assert all(len(b) * max(lengths[i] for i in b) <= TOKENS for b in found[1:])
 
 
 def test_copies_find_their_way_back(there, back) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sslcli import losses
 from sslcli.classifiers.contrastive import similarities
 from sslcli.classifiers.prototype import prototypes, temperature
+from sslcli.commands.finished import Finished
 from sslcli.core import Places
 from sslcli.data.stream import Stream
 from tests.conftest import TINY, rows, write_jsonl
@@ -149,3 +150,16 @@ def test_fewer_shots_than_asked_are_told_before_the_first_step(ssl, tmp_path) ->
     assert done.err.index("fewer rows") < done.err.index("model  ")
     assert json.loads(Path("a/data.json").read_text())["fewer_shots"] == {"asked": 11, "found": {"dog": 2, "ship": 9}}
     assert "fewer rows" not in ssl("finetune", *small, "data.shots=2", "run.dir=b").err
+
+
+def test_the_usual_head_is_the_same_when_a_run_is_opened_again(ssl, tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "few.jsonl", rows(12, seed=1))
+    words = ["finetune", f"data.train={train}", "baseline=false", "errors=false", "leaks=false", "trainer.steps=1"]
+    assert ssl(*words, *TINY, "run.dir=base").code == 0
+    beside = {"adversarial=fgm": "linear", "augment=mixup": "linear", "peft=bitfit": "linear", "seed=0": "contrastive"}
+    for i, (word, kind) in enumerate(beside.items()):
+        done = ssl(*words, "from=base", word, f"run.dir=run{i}")
+        assert done.code == 0, done.err
+        assert ("contrastive, as labels are few" in done.err) == (kind == "contrastive"), word
+        opened = Finished.open(Path(f"run{i}"), [])
+        assert opened.goal.classifier.kind == kind, word

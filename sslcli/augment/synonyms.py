@@ -18,7 +18,8 @@ class File:
     """`word<TAB>synonym synonym ...` a line. `key`: of the configuration, that named the file."""
 
     def __init__(self, path: Path, key: str = "synonyms"):
-        self.said, self.table = f"{key} from a file", {}  # type: ignore[var-annotated]
+        self.said = f"{key} from a file"
+        self.table: dict[str, list[str]] = {}
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -74,9 +74,10 @@ def finetune(
         processor, backbone = begin()
         tuned = Tuned.insert(peft, task, backbone, processor, seed, from_)
         prepared = beside.read(source.examples(coder, processor), coder, processor, augment)
+        mixed = augment is not None and getattr(augment.cls, "mixes", False)
+        prepared.facts["beside"] = bool(objective or peft or mixed) or adversarial.cls is not Plain
         folder.data(source, prepared, processor.length)
         change = source.changing(processor, backbone, prepared.stores["train"])
-        prepared.facts["beside"] = objective is not None or adversarial.cls is not Plain or getattr(change, "mixes", False)
         if call.preview:
             return call.drawn(source, processor, prepared.stores["train"])
         if several := Several.wanted(again, folder, replicas, prepared, backbone, processor):

@@ -50,8 +50,9 @@ class Tuned:
         torch.manual_seed(seed)
         method = put(part, model)
         _shorten(processor, model)
-        own = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if n in set(method.own)}
-        return cls(part, method, _still(model), own)
+        own = set(method.own)
+        began = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if n in own}
+        return cls(part, method, _still(model), began)
 
     def said(self, modules: nn.Module) -> str:
         sizes, names = parameters(modules), self.method.names

@@ -6,9 +6,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from sslcli.core import Places
+from sslcli.data.stream import in_order
 from sslcli.data.tokenizer import quiet_transformers
 from sslcli.errors import BadCheckpoint, BadInput, printable
 from sslcli.hf.folder import model_folder
@@ -54,7 +57,7 @@ class Translator:
         coded = [self.tokenizer(self.prefix + text, truncation=True, max_length=longest)["input_ids"] for text in texts]
         found: list[list[str]] = [[] for _ in texts]
         done = 0
-        for part in _batches([len(ids) for ids in coded]):
+        for part in in_order(Places(len(coded), np.array([len(ids) for ids in coded])), TOKENS):
             batch = self.tokenizer.pad({"input_ids": [coded[i] for i in part]}, return_tensors="pt").to(device)
             said = network.generate(
                 input_ids=batch["input_ids"],
@@ -99,14 +102,3 @@ def _tokenizer(folder: Path, source: str, key: str) -> Any:
 def _most(tokens: int) -> int:
     """Tokens that a translation of so many may have: some models never end by themselves."""
     return 2 * tokens + 8
-
-
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Places in batches of a token budget, like with like, longest first."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches: list[list[int]] = []
-    while order:
-        size = max(1, TOKENS // max(1, lengths[order[0]]))
-        batches.append(order[:size])
-        order = order[size:]
-    return batches

@@ -222,8 +222,8 @@ def _usual(model: Any, labelling: str, counts: Mapping[str, int], facts: Mapping
     else linear. MiniLM, accuracy against logistic regression on frozen vectors: banking77 0.867 and 0.859, clinc150 0.917 and 0.901
     (10 texts a label), sst2 0.672 and 0.610 (8 a label, five draws)."""
     pretrained, few = model.loaded["tensors"] > 0, max(counts.values(), default=0) >= 2 and sum(counts.values()) <= FEW * len(counts)
-    plain = not facts.get("beside") and getattr(model, "tuned", None) is None
-    return "contrastive" if pretrained and few and plain and labelling == "single" and model.family in POOLED else "linear"
+    alone = not facts.get("beside")
+    return "contrastive" if pretrained and few and alone and labelling == "single" and model.family in POOLED else "linear"
 
 
 def _refuse_pooling(model: Any) -> None:
