@@ -20,15 +20,21 @@ TOKENS = 4096  # padded tokens of one pass that keeps what a gradient needs
 
 
 class Attack:
-    """Within which radii (null: a few that suit texts, or pictures), and in how many steps."""
+    """Within which radii (null: a few that suit texts, or pictures), in how many steps, and on how many examples (null: on all)."""
 
     def __init__(
         self,
         *,
         radii: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)] | None,
         steps: Annotated[int, Field(ge=1, le=100)],
+        rows: Annotated[int, Field(ge=1)] | None,
     ):
-        self.radii, self.steps = radii, steps
+        self.radii, self.steps, self.rows = radii, steps, rows
+
+    def chosen(self, count: int) -> np.ndarray:
+        """Numbers of the examples that are disturbed, in ascending order: the same ones in every evaluation of the same data."""
+        some = np.random.default_rng(0).permutation(count)[: self.rows]
+        return np.sort(some)
 
 
 class OnEmbeddings:

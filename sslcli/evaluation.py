@@ -47,18 +47,22 @@ def held_out(
     return scores
 
 
-def judge(task: Task, model: Backbone, store: Store, world: World, run: Run | None = None, most: int | None = None) -> dict[str, Any]:
-    """The task's scores on a store of examples (or the first `most`); with `run`, predictions.jsonl is written there.
+def judge(
+    task: Task, model: Backbone, store: Store, world: World, run: Run | None = None, chosen: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The task's scores on a store of examples (or those `chosen`, numbers in ascending order); with `run`, predictions.jsonl is written
+    there.
 
     What is held of an example is what it is called and was taken for: logits and texts go as they come.
     """
     task.look(model, store)
     examples = examples_of(store)
+    chosen = np.arange(examples.count) if chosen is None else chosen
     gold: list[Any] = []
     said: list[Any] = []
     with _predictions_file(run) as file:
-        for first in range(0, min(examples.count, most or examples.count), CHUNK):
-            parts = _chunk(task, model, store, world, first, min(CHUNK, most or CHUNK))
+        for first in range(0, len(chosen), CHUNK):
+            parts = _chunk(task, model, store, world, chosen[first : first + CHUNK])
             for i in sorted(parts):  # examples that data.too_long=drop left out have no prediction and no score
                 example = json.loads(examples.text(i))
                 prediction = task.merge(parts[i], example["gold"])
@@ -104,7 +108,7 @@ def _logits(task: Task, model: Backbone, store: Store, world: World, most: int |
 def answers(task: Task, model: Backbone, store: Store, world: World, count: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number, logits [C]) of the first `count` examples, those of its windows averaged; without those that data.too_long=drop left out."""
     for first in range(0, count, CHUNK):
-        parts = _chunk(task, model, store, world, first, min(CHUNK, count - first))
+        parts = _chunk(task, model, store, world, np.arange(first, min(first + CHUNK, count)))
         for i in sorted(parts):
             yield i, np.mean([p["logits"] for p in parts[i]], 0)
 
@@ -114,11 +118,11 @@ def _interned(value: Any) -> Any:
     return sys.intern(value) if isinstance(value, str) else [_interned(v) for v in value] if isinstance(value, list) else value
 
 
-def _chunk(task: Task, model: Backbone, store: Store, world: World, first: int, count: int) -> dict[int, list[Any]]:
-    """Predictions for the rows of `count` examples, by example, from all ranks."""
+def _chunk(task: Task, model: Backbone, store: Store, world: World, examples: np.ndarray) -> dict[int, list[Any]]:
+    """Predictions for the rows of examples (numbers in ascending order), by example, from all ranks."""
     places, owners = task.rows(store), store["owner"].values[:, 0]
-    begin, end = np.searchsorted(owners, [first, first + count])
-    rows = np.arange(begin, end)
+    begin, end = np.searchsorted(owners, [examples[0], examples[-1] + 1])
+    rows = begin + np.flatnonzero(np.isin(owners[begin:end], examples))
     part = Places(len(rows), None if places.lengths is None else places.lengths[rows], places.width)
     found: list[tuple[int, Any]] = []
     with torch.no_grad():

@@ -21,6 +21,7 @@ from sslcli.augment.synonyms import Neighbours
 from sslcli.augment.text import Rewriting
 from sslcli.augment.words import Text, delete, mistype, replace, swap
 from sslcli.core import Backbone, Batch, Prediction, Task
+from sslcli.data.examples import examples_of
 from sslcli.data.store import Store
 from sslcli.distributed import World
 from sslcli.errors import BadInput
@@ -29,6 +30,7 @@ from sslcli.log import Screen
 
 WORDS: dict[str, Callable[..., None]] = {"typos": mistype, "words dropped": delete, "words swapped": swap, "synonyms": replace}
 RATES = (0.05, 0.1, 0.2)  # of the words of a text
+DRY = 64  # examples that a dry run disturbs
 KEPT = ("accuracy", "accuracy_interval", "macro_f1", "macro_f1_interval", "ece")
 
 
@@ -176,22 +178,24 @@ def disturbances(task: Task, model: Backbone, processor: Any, store: Store, atta
 
 
 def robustness(
-    task: Task, model: Backbone, processor: Any, store: Store, world: World, screen: Screen, most: int | None, attack: Attack
+    task: Task, model: Backbone, processor: Any, store: Store, world: World, screen: Screen, attack: Attack, dry_run: bool
 ) -> dict[str, Any]:
     """Scores of clean and of disturbed input, the same examples each time."""
     if not task.classifies or "label" not in store:
         raise BadInput("robustness: is measured of classifiers of texts and of pictures; leave it out")
-    clean = judge(task, model, store, world, None, most)
+    count = examples_of(store).count
+    chosen = attack.chosen(count)[: DRY if dry_run else None]
+    clean = judge(task, model, store, world, None, chosen)
     every = list(disturbances(task, model, processor, store, attack))
     found = []
     with screen.progress("robustness", len(every)) as bar:
         for i, change in enumerate(every):
             with change.on(task):
-                scores = judge(task, model, store, world, None, most)
+                scores = judge(task, model, store, world, None, chosen)
             found.append({"kind": change.kind, "strength": change.strength, "changed": round(change.changed(), 5), **_kept(scores)})
             bar.update(i + 1, f"{change.kind} {change.strength:.3g}")
     measure = "; ".join(dict.fromkeys(change.unit for change in every))
-    return {"clean": _kept(clean), "disturbed": found, "measure": measure, "pgd_steps": attack.steps}
+    return {"clean": _kept(clean), "disturbed": found, "measure": measure, "pgd_steps": attack.steps, "rows": len(chosen), "of": count}
 
 
 def _kept(scores: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +208,8 @@ def show(found: dict[str, Any], screen: Screen) -> None:
     for row in found["disturbed"]:
         lost = row["accuracy"] - found["clean"]["accuracy"]
         rows.append([row["kind"], strength(row), f"{row['changed']:.1%}", *_cells(row), f"{lost:+.3f}"])
-    title = f"clean against disturbed (changed: {found['measure']}; {found['pgd_steps']} steps of pgd)"
+    of = f" of {found['of']:,}, drawn at random" if found["rows"] < found["of"] else ""
+    title = f"clean against disturbed ({found['rows']:,} examples{of}; changed: {found['measure']}; {found['pgd_steps']} steps of pgd)"
     screen.table(title, ("", "strength", "changed", "accuracy", "95 %", "lost"), rows)
 
 

@@ -66,8 +66,10 @@ def test_texts_clean_and_disturbed_in_one_table(ssl, tmp_path: Path) -> None:
 def test_pictures_clean_and_disturbed(ssl) -> None:
     words = ["data=digits", "data.shots=5", "model=resnet_nano", "trainer.steps=2", "baseline=false", "run.dir=run"]
     assert ssl("finetune", *words).code == 0
-    done = ssl("evaluate", "run=run", "robustness=true", "out=out")
+    done = ssl("evaluate", "run=run", "robustness=true", "attack.rows=100", "out=out")
     assert done.code == 0, done.err
+    found = done.result["robustness"]
+    assert found["rows"] == 100 < found["of"] and "100 examples of" in done.err and found["clean"] != done.result["test"]
     attacked = [r for r in done.result["robustness"]["disturbed"] if r["kind"] == "pgd"]
     assert len(attacked) == 2 and all(0 < r["changed"] <= r["strength"] for r in attacked)
     assert attacked[1]["accuracy"] <= attacked[0]["accuracy"] <= done.result["robustness"]["clean"]["accuracy"]

@@ -3,6 +3,7 @@
 import time
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from sslcli import device
@@ -57,12 +58,12 @@ def untrained(
         # the scores
         device.prepare(replicas.device, False)
         modules.to(replicas.device).eval()
-        start, store, most = time.monotonic(), prepared.stores["test"], SOME if call.dry_run else None
-        scores = judge(goal, model, store, replicas, folder.run, most)
+        start, store = time.monotonic(), prepared.stores["test"]
+        scores = judge(goal, model, store, replicas, folder.run, np.arange(SOME) if call.dry_run else None)
         seconds = time.monotonic() - start
         folder.reliability(goal)
         folder.run.write("receipts.json", {"loaded": model.loaded, "untrained": goal.receipt(None)})
-        rows = min(most or store.count, store.count)
+        rows = min(SOME, store.count) if call.dry_run else store.count
         measured = {"seconds": round(seconds, 2), "examples_per_second": round(rows / max(seconds, 1e-9), 2), "from": from_}
         measured["peak_memory_bytes"] = device.peak_memory(replicas.device)
         return folder.report({"test": scores, "evaluation": measured}, HEADLINE)
