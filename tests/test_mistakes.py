@@ -146,6 +146,9 @@ def test_a_fine_tuning_and_an_evaluation_leave_their_errors(ssl, tmp_path: Path)
     for language in ("en", "zh"):
         page = Page(language=language).html([Record.open(tmp_path / "run")])
         assert "train.jsonl:41" in page and ("Labels to look at" in page) == (language == "en")
+    (tmp_path / "run/errors.json").write_text(json.dumps({**found, "suspicious": {**found["suspicious"], "judged": False}}))
+    page = Page(language="en").html([Record.open(tmp_path / "run")])
+    assert "train.jsonl:41" not in page and "too little to judge" in page
     other = ssl("evaluate", "run=run", "data.test=test.jsonl", "out=other")
     assert other.code == 0 and json.loads((tmp_path / "other/errors.json").read_text())["suspicious"]["checked"] == 60
 
@@ -159,6 +162,6 @@ def test_a_source_that_is_not_there_is_one_line(ssl, tmp_path: Path) -> None:
 def test_a_probe_that_is_mostly_wrong_names_nobody() -> None:
     summary = {"wrong": 1, "rows": 4, "of": "test", "score": "accuracy", "confusions": [], "slices": []}
     row = {"part": "test", "file": "a.csv", "record": 7, "label": "x", "suggested": "y", "text": "a text"}
-    sure, weak = ({"count": 1, "checked": 4, "agrees": agrees, "first": [row]} for agrees in (0.8, 0.49))
+    sure, weak = ({"count": 1, "checked": 4, "agrees": a, "judged": a > 0.5, "first": [row]} for a in (0.8, 0.49))
     assert "a.csv:7: x, looks like y" in said_of(summary, sure)[-1]
     assert said_of(summary, weak)[-1].endswith("agrees with 49% only, too little to judge: most of these are its own errors")

@@ -102,7 +102,7 @@ def told(summary: Mapping[str, Any], doubts: Mapping[str, Any]) -> list[str]:
         return [*found, f"labels     {doubts['why']}"]
     agrees = f"the probe agrees with {doubts['agrees']:.0%}"
     found.append(f"labels     {doubts['count']:,} of {doubts['checked']:,} are suspicious (suspicious.csv); {agrees}")
-    if doubts["agrees"] < JUDGES:
+    if not doubts["judged"]:
         found[-1] += " only, too little to judge: most of these are its own errors"
         return found
     for row in doubts["first"][:TOLD]:
@@ -158,4 +158,5 @@ def _found(
         sure = {"confidence": round(doubt.confidence, 4), "margin": round(doubt.margin, 4)}
         text = row["input"] if word is None else [row["input"][word], "in:", *row["input"]]
         listed.append({**place, "label": labels[label[doubt.row]], "suggested": labels[doubt.suggested], **sure, "text": excerpt(text)})
-    return {"checked": len(label), "agrees": round(float((said.argmax(1) == label).mean()), 6), "listed": listed}
+    agrees = float((said.argmax(1) == label).mean())
+    return {"checked": len(label), "agrees": round(agrees, 6), "judged": agrees >= JUDGES, "listed": listed}

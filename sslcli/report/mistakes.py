@@ -73,6 +73,8 @@ def _doubts(figures: Figures) -> list[Html]:
         "checked": _number(figures, found, "checked"),
         "agrees": _share(figures, found, "agrees"),
     }
+    if found.get("judged") is False:
+        return [tag("h4", words("h_doubts")), tag("p", words("no_judge", **values), class_="note")]
     rows = [
         [text(row.get("text"), 220), row.get("label"), row.get("suggested"), _share(figures, row, "confidence"), _place(row)]
         for row in _rows(found.get("first"))[:DOUBTS]
