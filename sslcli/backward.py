@@ -41,6 +41,8 @@ class Backward:
     count: Count
     sentinel: Sentinel
     pulls: list[Tensor] = field(default_factory=list)  # what pieces of the second term were weighed with in this step
+    largest: dict[str, int] = field(default_factory=dict)  # of each term: the most rows that went through the network at once
+    again: float | None = None  # the share of its layers' passes that the backward pass made once more, where that was asked
 
     def __call__(self, step: int, batches: list[list[Batch]], totals: Sequence[float], compared: bool = False) -> None:
         """Each micro-batch weighed by its share of the global batch. `compared`: look at how the gradients of two terms go together."""
@@ -54,6 +56,7 @@ class Backward:
             try:
                 for batch in batches[i]:
                     self._back(i, batch, float(batch["weight"]) / totals[i])
+                    self.largest[term.name] = max(self.largest.get(term.name, 0), _rows(batch))
             except torch.OutOfMemoryError as error:
                 batches[i] = self._smaller(term, step, error)
                 return self(step, batches, totals, compared)
@@ -80,7 +83,7 @@ class Backward:
     def _smaller(self, term: Term, step: int, error: Exception) -> list[Batch]:
         """Out of memory: take this step again in smaller pieces. The batch and its gradient stay the same."""
         stream: Stream = term.stream
-        largest = max((b[next(iter(b))].shape[0] for b in stream.batches(step)), default=1)
+        largest = max(map(_rows, stream.batches(step)), default=1)
         if self.micro_rows is not None or largest < 2 or stream.whole:
             shorter = "trainer.gradient_checkpointing=true, or a smaller data.max_length (texts), data.size or objective.chunk (pictures)"
             remedy = shorter if largest < 2 or stream.whole else f"trainer.micro_batch_size={largest // 2}"
@@ -110,6 +113,27 @@ class Backward:
                 for batch in group:
                     self._back(i, batch, 1.0)
 
+    def recomputes(self, batch: Batch) -> None:
+        """Look at whether the backward pass computes activations again (gradient checkpointing): layers that run while it does."""
+        calls: list[bool] = []
+        with self.rehearsal():
+            layers = [m for m in self.modules.model.modules() if not list(m.children())]
+            hooks = [layer.register_forward_pre_hook(lambda *_: calls.append(True)) for layer in layers]
+            loss = self.terms[0].objective(self.modules.model, batch).loss
+            there = len(calls)
+            loss.backward()
+            for hook in hooks:
+                hook.remove()
+        self.again = round((len(calls) - there) / max(1, there), 4)
+
+    def receipt(self) -> dict[str, Any]:
+        """How a step was cut, where the user said how, and what was computed twice."""
+        found: dict[str, Any] = {}
+        if self.micro_rows is not None:
+            whole = [term.name for term in self.terms if term.stream.whole]
+            found["accumulation"] = {"asked": self.micro_rows, "largest": self.largest, "whole": whole}
+        return found | ({} if self.again is None else {"gradient_checkpointing": {"computed_again": self.again}})
+
     def prices(self, read: Callable[[], Sequence[Sequence[Batch]]]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Of every term with an adversary: what it costs and does on a real batch (name, facts)."""
         hostile_terms = [i for i, term in enumerate(self.terms) if getattr(term.adversary, "on", None) is not None]
@@ -126,7 +150,7 @@ class Backward:
                         times[hostile].append(seconds)
             least = {kind: min(found[1:]) for kind, found in times.items()}
             facts = {key: float(seen[key]) for key in ("loss", "raised", "noise")}
-            yield term.name, {"rows": len(next(iter(batch.values()))), "cost": round(least[True] / least[False], 3), **facts}
+            yield term.name, {"rows": _rows(batch), "cost": round(least[True] / least[False], 3), **facts}
 
     def _timed(self, term: Term, noise: Noise, batch: Batch, hostile: bool) -> tuple[float, dict[str, Tensor]]:
         """Seconds of a micro-batch, there and back, and what was seen."""
@@ -139,6 +163,10 @@ class Backward:
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()
         return time.monotonic() - start, seen
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def hostility(adversary: Any, rehearsed: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, Any]:

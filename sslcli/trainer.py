@@ -133,6 +133,8 @@ class Trainer:
         self.keeper.check_space(self.optimizer)
         self.sentinel.begin(terms, self.optimizer, self._every("log"))
         self._price()
+        if self.gradient_checkpointing and not compiles:
+            self.backward.recomputes(self._read(self.at.done)[0][0][0])
         self.started = time.monotonic() - self.at.elapsed
         with heard(self._note), self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
             self._loop(bar, reader)
@@ -154,7 +156,7 @@ class Trainer:
         found: dict[str, Any] = {}
         for term in (t for t in self.terms if t.name in self.hostile):
             found["adversarial"] = hostility(term.adversary, self.hostile[term.name], lines, f"{term.name}." if several else "")
-        found |= self.optimizer.receipt() if self.at.done else {}  # nothing steps where a head is solved
+        found |= self.optimizer.receipt() | self.backward.receipt() if self.at.done else {}  # nothing steps where a head is solved
         return found | self.sentinel.receipt() | (self.balance.receipt(lines) if self.balance is not None else {})
 
     def _begin(self) -> None:

@@ -19,6 +19,7 @@ from sslcli.build import Modules, Moved
 from sslcli.commands.seeds import Several
 from sslcli.core import Output
 from sslcli.data import survey
+from sslcli.data.stream import Stream
 from sslcli.evidence import receipts
 from sslcli.joint import Balance
 from sslcli.models.text import Text
@@ -45,6 +46,7 @@ RUNS = {
     "uda": [*BESIDE, "objective=uda"],
     "self_training": [*BESIDE, "objective=self_training", "objective.balance=false", "objective.rounds=1"],
     "seeds": ["trainer.seeds=2"],
+    "cut": ["trainer.micro_batch_size=2", "trainer.gradient_checkpointing=true"],
 }
 
 
@@ -55,7 +57,7 @@ def run(ssl: Callable, tmp_path: Path) -> Callable[[str], Any]:
     return lambda name: ssl("finetune", *SHORT, *RUNS[name], f"run.dir={name}")
 
 
-@pytest.mark.parametrize("name", ["augmented", "mixed", "held", "lora", "uda", "seeds"])
+@pytest.mark.parametrize("name", ["augmented", "mixed", "held", "lora", "uda", "seeds", "cut"])
 def test_a_run_in_order_says_nothing(run: Callable, name: str) -> None:
     done = run(name)
     assert done.code == 0, done.err
@@ -129,6 +131,8 @@ MUTATIONS: dict[str, tuple[str, Any, int, str]] = {
         "the loss beside the task had no",
     ),
     "a loss is weighed otherwise": ("uda", lambda: (Balance, "at", lambda *_: 1.0), 1, "joint.weight=0.5: "),
+    "a step is not cut": ("cut", lambda: (Stream, "_cut", lambda s, rows: [slice(0, len(rows))]), 1, "trainer.micro_batch_size=2: 8 rows"),
+    "nothing is computed again": ("cut", lambda: (Text, "checkpoint_gradients", lambda s: None), 0, "gradient_checkpointing=true had no"),
     "all seeds are one": ("seeds", lambda: (Several, "_one", _every_seed_is_the_first), 0, "1 of 2 runs repeat another"),
 }
 
@@ -174,3 +178,9 @@ def test_teachers_and_queues_that_stand_still(monkeypatch: pytest.MonkeyPatch, c
                 receipts.check(found, {"steps": 2, "refused_steps": 0})
         else:
             receipts.check(found, {"steps": 2, "refused_steps": 0})
+
+
+def test_a_batch_that_is_taken_whole_is_told(ssl: Callable) -> None:
+    words = ["data=digits", "model=resnet_nano", "trainer.batch_size=32", "trainer.micro_batch_size=8", "trainer.steps=2"]
+    done = ssl("pretrain", "objective=simclr", *words, "run.dir=run")
+    assert done.code == 0 and "trainer.micro_batch_size=8 had no effect on the batch of the objective" in done.err, done.err

@@ -10,10 +10,15 @@ SAME_RATE = 1e-6  # of a rate
 
 
 def check(receipts: Mapping[str, Any], train: Mapping[str, Any]) -> None:
-    """An AssertionError where training changed nothing. In one step alone a teacher does not move: its momentum ends at 1."""
+    """An AssertionError where training changed nothing (in one step alone a teacher does not move: its momentum ends at 1), or a step was
+    not cut as it was asked."""
     still = [block for block, change in receipts.get("moved", {}).items() if change <= ENOUGH_MOVED]
     if still and train["steps"] - train["refused_steps"] > 1:
         raise AssertionError(f"training changed nothing in {', '.join(still[:5])}")
+    pieces = receipts.get("accumulation", {"largest": {}})
+    for name, rows in pieces["largest"].items():
+        if rows > pieces["asked"] and name not in pieces["whole"]:
+            raise AssertionError(f"trainer.micro_batch_size={pieces['asked']}: {rows:,} rows went through the network at once")
 
 
 def shots(asked: int | None, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +36,12 @@ def doubts(receipts: Mapping[str, Any]) -> Iterator[str]:
     """A line for every option that had no effect."""
     optimizer, beside, tuned = (receipts.get(name) or {} for name in ("optimizer", "joint", "peft"))
     rates, average = optimizer.get("layer_decay"), optimizer.get("ema")
+    pieces = receipts.get("accumulation", {"whole": []})
+    if whole := [name for name in pieces["whole"] if pieces["largest"].get(name, 0) > pieces["asked"]]:
+        why = "its rows are each other's negatives, so that it is taken whole (objective.chunk, where there is one, saves memory)"
+        yield f"trainer.micro_batch_size={pieces['asked']} had no effect on the batch of the {' and the '.join(whole)}: {why}"
+    if receipts.get("gradient_checkpointing") and not receipts["gradient_checkpointing"]["computed_again"]:
+        yield "trainer.gradient_checkpointing=true had no effect: the backward pass computed nothing again"
     if rates and rates["largest_rate"] - rates["least_rate"] <= SAME_RATE * rates["largest_rate"]:
         yield f"optimizer.layer_decay={rates['asked']:g} had no effect: all that was trained learnt at one rate"
     if average and not average["from_last_weights"]:

@@ -230,8 +230,8 @@ ZH = {
     "h_doubts": "值得复查的标签",
     "doubts": "{checked} 个标签中有 {count} 个与未见过它们的探针相矛盾；探针与 {agrees} 的标签一致。"
     "未作任何改动：请在 suspicious.csv 中逐一查看。",
-    "no_judge": "未见过这些标签的探针与 {checked} 个标签中的 {count} 个相矛盾，但它只与 {agrees} 的标签一致，不足以判断：其中大多是探针自身的错误。"
-    "它们列在 suspicious.csv 中。",
+    "no_judge": "未见过这些标签的探针与 {checked} 个标签中的 {count} 个相矛盾，但它只与 {agrees} 的标签一致，不足以判断："
+    "其中大多是探针自身的错误。它们列在 suspicious.csv 中。",
     "labelled": "所给标签",
     "suggested": "更像",
     "input": "样本",
