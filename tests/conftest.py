@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from tests.warm import Oven
+from sslcli.commands.warm import Oven
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
@@ -88,8 +89,8 @@ def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def oven() -> Iterator[Oven]:
-    """Processes that need not import all anew (tests.warm)."""
-    made = Oven()
+    """Processes that need not import all anew."""
+    made = Oven(os.environ, ["tests.replicas", "sslcli.commands.pretrain", "sslcli.commands.finetune", "sslcli.commands.evaluate"])
     yield made
     made.close()
 
@@ -97,15 +98,23 @@ def oven() -> Iterator[Oven]:
 @pytest.fixture
 def warm(tmp_path: Path, oven: Oven) -> Callable[..., subprocess.CompletedProcess]:
     """As `process`, where how a process starts is not what is tested."""
-    return lambda *words, **more: oven.run([sys.executable, "-m", "sslcli", *map(str, one_seed(words))], cwd=tmp_path, **more)
+
+    def call(*words: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
+        command = [str(w) for w in one_seed(words)]
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            code = oven.start(command, out, err, env or os.environ, str(tmp_path)).wait(300)
+            said = [(file.seek(0), file.read().decode())[1] for file in (out, err)]
+        return subprocess.CompletedProcess(command, code, *said)
+
+    return call
 
 
 @pytest.fixture
 def warm_sweeps(oven: Oven, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes of a sweep are warm ones."""
+    """The processes of a sweep come from the oven that all tests share."""
     from sslcli.commands import sweep
 
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=oven.start, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(sweep, "Oven", lambda env: SimpleNamespace(start=oven.start, close=lambda: None))
 
 
 SENTENCES = [

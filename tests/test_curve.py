@@ -128,6 +128,7 @@ def test_the_verb_from_runs_to_a_sentence(ssl, tmp_path: Path, corpus: Path, lab
     words = ["from=lm", f"data.train={labelled}", "curve.labels=[2,8,all]", "curve.seeds=2", "trainer.steps=2", "curve.label_price=2"]
     assert "data.test: missing" in ssl("curve", *words).err
     assert "data.shots: curve.labels says" in ssl("curve", *words, f"data.test={test}", "data.shots=3").err
+    monkeypatch.setattr(sweep.warm, "POSSIBLE", False)
     monkeypatch.setattr(sweep.subprocess, "Popen", Now)
     done = ssl("curve", *words, f"data.test={test}")
     assert done.code == 0, done.err

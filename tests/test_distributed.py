@@ -68,19 +68,14 @@ def test_two_processes_stop_together_and_one_goes_on(ssl, oven, data, tmp_path) 
     """The launcher is asked to stop; both ranks save and leave with 75; one process resumes what two began."""
     command = ["pretrain", "objective=masked_lm", f"data.train={data}", *RUN, "trainer.steps=400"]
     assert ssl(*command, "run.dir=whole").code == 0
-    process = oven.start(
-        [sys.executable, "-m", "sslcli", *command, "trainer.devices=2", "run.dir=cut"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    with (tmp_path / "err").open("wb") as err:
+        process = oven.start([*command, "trainer.devices=2", "run.dir=cut"], err, err, os.environ, str(tmp_path))
     log, since = tmp_path / "cut" / "metrics.jsonl", time.monotonic()
     while not (log.exists() and log.stat().st_size > 500) and time.monotonic() - since < 90:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err.decode()
-    assert err.decode().count("error: stopped by SIGTERM") >= 1
+    said = (process.wait(60), (tmp_path / "err").read_text())
+    assert said[0] == 75 and "error: stopped by SIGTERM" in said[1], said
     assert ssl("pretrain", "run.dir=cut", "resume=auto", "trainer.devices=1").code == 0
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
     assert scores(tmp_path / "cut")["train"]["data_order"] == scores(tmp_path / "whole")["train"]["data_order"]

@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sslcli import checkpoint
+from sslcli.commands.warm import Oven, Warm
 from tests.conftest import TINY, rows, write_jsonl
-from tests.warm import Oven, Warm
 
 # two layers, dropout, accumulation, random masks, cosine, running average; epochs of a few steps, a checkpoint every ten
 WORKLOAD = [
@@ -273,13 +271,8 @@ def test_a_busy_folder_is_exit_9(ssl, workload, tmp_path) -> None:
 
 
 def start(oven: Oven, workload: list[str], folder: Path, *more: str) -> Warm:
-    return oven.start(
-        [sys.executable, "-m", "sslcli", *workload, *more, "-q"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    with (folder / "said").open("wb") as said:
+        return oven.start([*workload, *more, "-q"], said, said, os.environ, str(folder))
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
@@ -298,7 +291,7 @@ def test_killed_at_random_moments(ssl, oven, workload, tmp_path, kills) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
-        assert process.wait() in (0, -9), process.stderr.read().decode()
+        assert process.wait() in (0, -9), (tmp_path / "said").read_text()
         if process.returncode == 0 and killed < kills:
             break
     assert killed > 0

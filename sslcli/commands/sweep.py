@@ -1,5 +1,6 @@
 """`-m`: every combination of the swept values, each in a process of its own, so that one that fails takes nothing with it."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,8 +16,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from sslcli.commands import warm
 from sslcli.commands.job import Job
 from sslcli.commands.sweep_table import report
+from sslcli.commands.warm import Oven, Warm
 from sslcli.comparison import KEY, SEEDS, Comparison
 from sslcli.config import compose, parse
 from sslcli.errors import BadInput, printable
@@ -116,15 +119,16 @@ def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str
     waiting = [job for job in jobs if not _complete(job)]
     if len(waiting) < len(jobs):
         screen.say(f"{len(jobs) - len(waiting)} runs are complete already")
-    running: list[tuple[Job, subprocess.Popen, float]] = []
+    running: list[tuple[Job, subprocess.Popen | Warm, float]] = []
     threads = max(1, len(os.sched_getaffinity(0)) // parallel)
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    oven = Oven(env) if warm.POSSIBLE and len(waiting) > 1 else None
     try:
         with screen.progress("sweep", len(jobs), len(jobs) - len(waiting)) as bar:
             while waiting or running:
                 while waiting and len(running) < parallel:
                     job = waiting.pop(0)
-                    running.append((job, _start(verb, job, passed, env), time.monotonic()))
+                    running.append((job, _start(verb, job, passed, env, oven), time.monotonic()))
                 time.sleep(0.1)
                 for item in [r for r in running if r[1].poll() is not None]:
                     running.remove(item)
@@ -136,15 +140,21 @@ def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str
         for _, process, _ in running:  # asked to stop: pass it on, and let them save
             process.send_signal(signal.SIGTERM)
             process.wait()
+        if oven:
+            oven.close()
 
 
-def _start(verb: str, job: Job, passed: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen:
+def _start(verb: str, job: Job, passed: Sequence[str], env: Mapping[str, str], oven: Oven | None) -> subprocess.Popen | Warm:
     """The job's own process; what it says goes to a file beside its folder, so that nothing is shown only at the end."""
     where = [f"run.dir={job.folder}", "resume=auto"] if verb in ("pretrain", "finetune") else [f"out={job.folder}"]
     if verb == "finetune" and not any(o.lstrip("+").startswith("trainer.seeds=") for o in job.overrides):
         where.append("trainer.seeds=1")  # a sweep is over its own seeds
-    command = [sys.executable, "-m", "sslcli", verb, *job.overrides, *where, *passed]
+    words = [verb, *job.overrides, *where, *passed]
+    command = [sys.executable, "-m", "sslcli", *words]
     with job.log.open("ab") as file:
+        with contextlib.suppress(OSError):
+            if oven:
+                return oven.start(words, file, file, env)
         return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True)
 
 
