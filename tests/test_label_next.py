@@ -8,9 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from sslcli.commands import label_next
-from sslcli.evidence import leaked, teaching
+from sslcli.commands.finished import Finished
+from sslcli.distributed import World
+from sslcli.evaluation import answers
+from sslcli.evidence import features, leaked, teaching
 from sslcli.log import counted
 from tests.conftest import TINY, rows, write_jsonl
 
@@ -76,6 +80,17 @@ def test_rows_are_chosen_listed_and_ready_for_label_studio(ssl, tmp_path: Path) 
     assert formula["input"].startswith("'=1+1")
     scores = [float(r["score"]) for r in listed]
     assert scores == sorted(scores, reverse=True)
+    # one pass through the network is as good as two
+    finished = Finished.open(Path("run"), [])
+    store = finished.source().examples(finished.coder, finished.processor, finished.labels).stores["train"]
+    counted_calls, plain = [], finished.model.encode
+    finished.model.eval().encode = lambda batch: counted_calls.append(1) or plain(batch)
+    vectors, logits = features.with_logits(finished.goal, finished.model, store)
+    assert len(counted_calls) == 1  # few short texts are one batch
+    assert np.allclose(vectors, features.of_examples(finished.goal, finished.model, store), atol=1e-6)
+    assert np.allclose(
+        logits, [x for _, x in answers(finished.goal, finished.model, store, World(0, 1, torch.device("cpu")), len(logits))], atol=1e-5
+    )
     again = ssl("label-next", "run=run", "data.unlabelled=train.jsonl")
     assert again.code == 2 and "labelled already" in again.err
     (tmp_path / "mine").mkdir()
@@ -99,7 +114,7 @@ def test_no_text_of_the_pool_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
         text = lambda i, longer=longer: json.dumps({"input": f"{i // 2} " + f"Row  {i // 2} " * 20 * longer})  # noqa: E731
         monkeypatch.setattr(label_next, "examples_of", lambda store, text=text: SimpleNamespace(count=count, text=text))
         tracemalloc.start()
-        new = label_next._new(None, {}, {})  # type: ignore[arg-type]
+        new = label_next._new(None, {"owner": SimpleNamespace(values=np.arange(count)[:, None])}, {})  # type: ignore[arg-type]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert new.tolist() == list(range(0, count, 2))

@@ -19,9 +19,8 @@ from sslcli.core import Task
 from sslcli.data.examples import examples_of
 from sslcli.data.labels import LabelCoder, Unread
 from sslcli.data.store import Store
-from sslcli.distributed import World, world
+from sslcli.distributed import world
 from sslcli.errors import BadInput, Refusal, printable
-from sslcli.evaluation import answers
 from sslcli.evidence import features, teaching
 from sslcli.evidence.mistakes import excerpt
 from sslcli.evidence.suspicious import directions
@@ -82,9 +81,9 @@ def label_next(
         )
 
         # which of them, and what for
-        said = _probabilities(goal, finished.model, pool, replicas)
-        vectors = directions(features.of_examples(goal, finished.model, pool))
-        chosen = new[teaching.choose(vectors[new], said[new], min(count, len(new)), finished.seed)]
+        vectors, logits = features.with_logits(goal, finished.model, pool)
+        said = _probabilities(logits)
+        chosen = new[teaching.choose(directions(vectors)[new], said[new], min(count, len(new)), finished.seed)]
         expected = _expected(finished, labelled.stores, len(chosen))
     call.screen.say(expected["sentence"])
     rows = [json.loads(examples.text(i)) for i in chosen.tolist()]  # of all others no text is held
@@ -119,11 +118,12 @@ def tasks(listed: Sequence[Mapping[str, Any]], inputs: Sequence[Any], role: str)
 
 
 def _new(goal: Any, pool: Store, labelled: Mapping[str, Store]) -> np.ndarray:
-    """Rows that stand in no part that the run has labels for, the first of those that are equal."""
+    """Rows that stand in no part that the run has labels for, the first of those that are equal; without those that
+    data.too_long=drop leaves out."""
     seen = {key for store in labelled.values() for key in _keys(goal, store)}
-    found = []
+    found, read = [], np.bincount(pool["owner"].values[:, 0], minlength=examples_of(pool).count)
     for i, key in enumerate(_keys(goal, pool)):
-        if key not in seen:
+        if read[i] and key not in seen:
             found.append(i)
             seen.add(key)
     return np.array(found, np.int64)
@@ -140,9 +140,8 @@ def _keys(goal: Any, store: Store) -> Iterator[bytes]:
     yield from (hashlib.blake2b(one, digest_size=16).digest() for one in said)
 
 
-def _probabilities(goal: Task, model: Any, store: Store, replicas: World) -> np.ndarray:
-    found = np.stack([said for _, said in answers(goal, model, store, replicas, examples_of(store).count)])
-    powers = np.exp(found - found.max(1, keepdims=True))
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
 
 

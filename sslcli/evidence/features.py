@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,36 @@ def of_examples(task: Any, model: Any, store: Store) -> np.ndarray:
     for rows, batch, hidden in _states(task, model, store):
         np.add.at(found, owners[rows], model.pool(hidden, batch).float().cpu().numpy())
     return found / np.maximum(np.bincount(owners, minlength=len(found)), 1)[:, None]
+
+
+def with_logits(task: Task, model: Any, store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """(pooled vectors [examples, D], logits [examples, C]), of several windows their mean. The network runs once for both."""
+    owners, count = store["owner"].values[:, 0], examples_of(store).count
+    vectors, said = np.zeros((count, model.dim), np.float32), np.zeros((count, len(task.labels)), np.float32)
+    with _remembering(model):
+        for rows, batch, hidden in _states(task, model, store):
+            np.add.at(vectors, owners[rows], model.pool(hidden, batch).float().cpu().numpy())
+            np.add.at(said, owners[rows], np.array([p["logits"] for p in task.predict(model, batch)], np.float32))
+    windows = np.maximum(np.bincount(owners, minlength=count), 1)[:, None]
+    return vectors / windows, said / windows
+
+
+@contextmanager
+def _remembering(model: Any) -> Iterator[None]:
+    """Inside, the batch that was encoded last is not encoded again."""
+    plain = model.encode
+    last: list[tuple[Batch, Tensor]] = []
+
+    def encode(batch: Batch) -> Tensor:
+        if not last or batch is not last[0][0]:
+            last[:] = [(batch, plain(batch))]
+        return last[0][1]
+
+    model.encode = encode
+    try:
+        yield
+    finally:
+        del model.encode
 
 
 def of_words(task: Any, model: Any, store: Store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
