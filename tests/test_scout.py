@@ -1,6 +1,9 @@
 """The scout: halving by hand, pilots that are the beginning of the long run, and a run folder that ends as any other."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +12,7 @@ import pytest
 import yaml
 
 from sslcli.commands import pilot, scout
+from sslcli.commands.warm import Oven, Warm
 from sslcli.errors import Diverged, Preempted
 from sslcli.evidence import halving
 from tests.conftest import TINY, Done, rows, write_jsonl
@@ -137,3 +141,26 @@ def test_a_dry_run_tries_each_and_keeps_nothing(tmp_path: Path, typed: Callable[
     done = typed("pretrain", *WORDS, f"data.train={corpus}", "--dry-run")
     assert done.code == 0 and done.err.count("two steps taken") == 2, done.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_scout_that_was_killed_in_a_pilot_goes_on(tmp_path: Path, oven: Oven, texts: str) -> None:
+    """kill -9 while the second pilot trains: the first is not trained again, and the run ends as any other."""
+
+    def start(*words: str) -> Warm:
+        with (tmp_path / "said").open("wb") as said:
+            return oven.start(["pretrain", *words], said, said, os.environ, str(tmp_path))
+
+    first = start(*WORDS[:-2], texts, "trainer.log_every=1", "budget=30s", "run.dir=run")
+    while first.poll() is None and not (tmp_path / "run/pilots/masked_lm/metrics.jsonl").is_file():
+        time.sleep(0.02)
+    first.kill()
+    assert first.wait(60) == -signal.SIGKILL, (tmp_path / "said").read_text()
+    once = board(tmp_path)["pilots"][0]
+    assert once["name"] == "span_contrastive" and len(once["looks"]) == 1
+    log = (tmp_path / "run/pilots/span_contrastive/metrics.jsonl").read_bytes()
+    again = start("run.dir=run", "resume=auto")
+    assert again.wait(120) == 0, (tmp_path / "said").read_text()
+    found = board(tmp_path)
+    assert found["pilots"][0]["looks"][0] == once["looks"][0] and found["chosen"] and (tmp_path / "run/model").is_dir()
+    assert (tmp_path / "run/pilots/span_contrastive/metrics.jsonl").read_bytes().startswith(log)
