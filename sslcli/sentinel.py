@@ -31,7 +31,7 @@ class Sentinel:
         self.alarm: dict[str, Any] | None = None  # of this process's steps
         self.due, self.looks, self.spent = False, 0, 0.0  # spent: seconds
         self.seen: dict[str, Output] = {}
-        self.in_row: dict[tuple[str, str], int] = {}  # term and symptom -> looks
+        self.in_row: dict[tuple[str, Rule], int] = {}  # term and rule -> looks
 
     def begin(self, terms: Sequence[Term], optimizer: Optimizer, log_every: int) -> None:
         """Before the first step (of a resumed run too). `log_every`: steps."""
@@ -95,8 +95,8 @@ class Sentinel:
         """The first rule that was broken for long enough: it explains the others."""
         for rule in RULES:
             is_broken = rule.measure in measures and step >= rule.after and rule.broken(measures[rule.measure])
-            self.in_row[name, rule.symptom] = self.in_row.get((name, rule.symptom), 0) + 1 if is_broken else 0
-        held = [rule for rule in RULES if self.in_row[name, rule.symptom] >= rule.looks]
+            self.in_row[name, rule] = self.in_row.get((name, rule), 0) + 1 if is_broken else 0
+        held = [rule for rule in RULES if self.in_row[name, rule] >= rule.looks]
         return self._told(held[0], name, measures[held[0].measure], step) if held else None
 
     def _idle(self, name: str, step: int) -> dict[str, Any] | None:

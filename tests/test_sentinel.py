@@ -84,6 +84,23 @@ def test_each_symptom_is_told_by_its_own_rule(symptom: str, still: Any) -> None:
     assert str(alarm["step"]) in causes.sentence(alarm)
 
 
+@pytest.mark.parametrize(("equal", "every", "told"), [(0.4, 2, None), (0.4, 1, "spans"), (1.0, 2, "spans")])
+def test_one_batch_of_short_texts_is_no_collapse(still: Any, equal: float, every: int, told: str | None) -> None:
+    """Of which spans are the whole text; but two such looks in a row are, and so is a batch whose views are all alike."""
+    still.causes, still.shortest, sentinel = {"same_views": "spans"}, 8, watching(still)
+    some = torch.arange(len(HEALTHY)) < equal * len(HEALTHY)
+    alike = torch.where(some[:, None], HEALTHY, HEALTHY.roll(1, 0))
+    looked = 0
+    for step in range(200):
+        sentinel.before(step)
+        sentinel.see(
+            "objective", Output(torch.tensor(1.0), seen={"first": HEALTHY, "second": HEALTHY.roll(1, 0) if looked % every else alike})
+        )
+        sentinel.look(step)
+        looked = sentinel.looks
+    assert (sentinel.alarm or {}).get("cause") == told and looked > 2
+
+
 def test_what_is_healthy_small_or_not_finite_says_nothing(still: Any) -> None:
     views = {"first": HEALTHY, "second": HEALTHY.roll(1, 0), "projected": HEALTHY, "said": HEALTHY.softmax(-1), "chance": 2.0}
     assert shown({**views, "tokens": HEALTHY.view(8, 8, 24)}, still) is None
@@ -106,7 +123,7 @@ def test_every_alarm_has_a_sentence_in_both_languages() -> None:
     """Of every cause that exists, with the settings that it names; a stranger's alarm has none and breaks nothing."""
     assert {*causes.SEEN["en"]} == {*causes.SEEN["zh"]} == {r.symptom for r in (*RULES, IDLE)}
     assert {*causes.CAUSES["en"]} == {*causes.CAUSES["zh"]}
-    settings = SimpleNamespace(temperature=1.0, momentum=0.9, centre_momentum=0.9, variance=0.0, redundancy=0.1, epsilon=0.05)
+    settings = SimpleNamespace(temperature=1.0, momentum=0.9, centre_momentum=0.9, variance=0.0, redundancy=0.1, epsilon=0.05, shortest=8)
     for rule in (*RULES, IDLE):
         for cause in causes.CAUSES["en"]:
             settings.causes = {rule.symptom: cause}

@@ -32,6 +32,7 @@ CAUSES = {
     "en": {
         "views": "the augment changes nothing; choose one that crops or distorts, as augment=simclr (--preview shows the views)",
         "pairs": "both sides of a pair are the same text, or dropout is off; look at the data's pairs, raise objective.dropout",
+        "spans": "many documents are hardly longer than a span; lower objective.shortest (now {shortest}), or leave the shortest texts out",
         "idle": "its learning rate or its gradient is zero; train it as fast as the network, or faster",
         "network": "the network gives every input the same output; lower optimizer.lr, and see whether inputs differ (--preview)",
         "temperature": "objective.temperature={temperature:g} lets nothing stand out; 0.05 to 0.5 is usual. Else raise optimizer.lr",
@@ -46,6 +47,7 @@ CAUSES = {
     "zh": {
         "views": "数据增强没有改变图片；请选择会裁剪或变形的增强，例如 augment=simclr（--preview 可查看视图）",
         "pairs": "一对文本的两侧相同，或 dropout 未生效；请检查数据中的文本对，或提高 objective.dropout",
+        "spans": "许多文档几乎不比一个片段长；请降低 objective.shortest（现为 {shortest}），或去掉最短的文本",
         "idle": "它的学习率或梯度为零；请让它与网络训练得一样快或更快",
         "network": "网络对每个输入给出相同的输出；请降低 optimizer.lr，并检查输入是否确有差异（--preview）",
         "temperature": "objective.temperature={temperature:g} 使差异无法显现；通常取 0.05 到 0.5。否则请提高 optimizer.lr",

@@ -23,7 +23,7 @@ class SpanContrastive(Objective):
     couples_rows, least = True, 2
     lr_times_width = 0.4
     batch_size, row_length = 256, 64  # many short spans teach more than few long ones in the same time
-    causes: ClassVar = {"guessing": "temperature"}
+    causes: ClassVar = {"same_views": "spans", "guessing": "temperature"}
 
     def __init__(
         self,
