@@ -54,6 +54,31 @@ def test_an_extended_sweep_keeps_its_folders_apart(tmp_path: Path) -> None:
     assert one[0].folder == first[3].folder, "written otherwise, the same run"
 
 
+def test_a_stopped_sweep_passes_it_on_and_says_how_to_go_on(ssl, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sslcli.commands import sweep
+    from sslcli.errors import Preempted
+
+    told = []
+
+    class Stopped:
+        def __init__(self, *_: object, **__: object):
+            pass
+
+        def poll(self) -> None:
+            raise Preempted("stopped by SIGINT; with the same run.dir, resume=auto continues from the last checkpoint")
+
+        def send_signal(self, number: int) -> None:
+            told.append(number)
+
+        def wait(self) -> int:
+            return 75
+
+    monkeypatch.setattr(sweep.warm, "POSSIBLE", False)
+    monkeypatch.setattr(sweep.subprocess, "Popen", Stopped)
+    done = ssl("finetune", "-m", f"data.train={labelled}", *QUICK, "seed=0,1", "sweep.dir=sweep", "sweep.parallel=2")
+    assert done.code == 75 and "stopped by SIGINT; the same command with sweep.dir=sweep goes on" in done.err and len(told) == 2
+
+
 @pytest.mark.usefixtures("warm_sweeps")
 def test_evaluations_are_swept_too(ssl, labelled: Path, tmp_path: Path) -> None:
     other = write_jsonl(tmp_path / "other.jsonl", rows(30, seed=2))

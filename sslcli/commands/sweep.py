@@ -22,7 +22,7 @@ from sslcli.commands.sweep_table import report
 from sslcli.commands.warm import Oven, Warm
 from sslcli.comparison import KEY, SEEDS, Comparison
 from sslcli.config import compose, parse
-from sslcli.errors import BadInput, printable
+from sslcli.errors import BadInput, Preempted, printable
 from sslcli.log import Screen
 from sslcli.run import write_atomically
 
@@ -136,6 +136,9 @@ def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str
                     job.code, job.seconds = process.returncode, time.monotonic() - started
                     job.read()
                     bar.update(sum(j.code is not None for j in jobs), f"{job.number:03d} {job.state}")
+    except Preempted as error:
+        what, where = str(error).partition(";")[0], jobs[0].folder.parent
+        raise Preempted(f"{what}; the same command with sweep.dir={where} goes on where it was") from error
     finally:
         for _, process, _ in running:  # asked to stop: pass it on, and let them save
             process.send_signal(signal.SIGTERM)
