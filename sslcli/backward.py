@@ -41,7 +41,7 @@ class Backward:
     count: Count
     sentinel: Sentinel
     pulls: list[Tensor] = field(default_factory=list)  # what pieces of the second term were weighed with in this step
-    largest: dict[str, int] = field(default_factory=dict)  # of each term: the most rows that went through the network at once
+    largest: dict[str, int] = field(default_factory=dict)  # of each term: rows a piece, of the step that was cut least
     again: float | None = None  # the share of its layers' passes that the backward pass made once more, where that was asked
 
     def __call__(self, step: int, batches: list[list[Batch]], totals: Sequence[float], compared: bool = False) -> None:
@@ -56,10 +56,12 @@ class Backward:
             try:
                 for batch in batches[i]:
                     self._back(i, batch, float(batch["weight"]) / totals[i])
-                    self.largest[term.name] = max(self.largest.get(term.name, 0), _rows(batch))
             except torch.OutOfMemoryError as error:
                 batches[i] = self._smaller(term, step, error)
                 return self(step, batches, totals, compared)
+            if self.micro_rows is not None and batches[i]:  # rows as they are drawn: a batch may hold each twice
+                drawn = len(term.stream.rows(step)[self.world.rank :: self.world.size])
+                self.largest[term.name] = max(self.largest.get(term.name, 0), -(-drawn // len(batches[i])))
         if first and self.balance is not None:
             cosine, ratio = self.balance.compare(first, self.optimizer, self.world)
             self.count("gradient_cosine", cosine, 1.0)
@@ -119,11 +121,15 @@ class Backward:
         with self.rehearsal():
             layers = [m for m in self.modules.model.modules() if not list(m.children())]
             hooks = [layer.register_forward_pre_hook(lambda *_: calls.append(True)) for layer in layers]
-            loss = self.terms[0].objective(self.modules.model, batch).loss
-            there = len(calls)
-            loss.backward()
-            for hook in hooks:
-                hook.remove()
+            try:
+                loss = self.terms[0].objective(self.modules.model, batch).loss
+                there = len(calls)
+                loss.backward()
+            except torch.OutOfMemoryError:
+                return  # the first step will say so, and go on in smaller pieces
+            finally:
+                for hook in hooks:
+                    hook.remove()
         self.again = round((len(calls) - there) / max(1, there), 4)
 
     def receipt(self) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from sslcli.log import Screen
 
 WORDS: dict[str, Callable[..., None]] = {"typos": mistype, "words dropped": delete, "words swapped": swap, "synonyms": replace}
 RATES = (0.05, 0.1, 0.2)  # of the words of a text
-DRY = 64  # examples that a dry run disturbs
 KEPT = ("accuracy", "accuracy_interval", "macro_f1", "macro_f1_interval", "ece")
 
 
@@ -178,13 +177,13 @@ def disturbances(task: Task, model: Backbone, processor: Any, store: Store, atta
 
 
 def robustness(
-    task: Task, model: Backbone, processor: Any, store: Store, world: World, screen: Screen, attack: Attack, dry_run: bool
+    task: Task, model: Backbone, processor: Any, store: Store, world: World, screen: Screen, attack: Attack, most: int | None
 ) -> dict[str, Any]:
     """Scores of clean and of disturbed input, the same examples each time."""
     if not task.classifies or "label" not in store:
         raise BadInput("robustness: is measured of classifiers of texts and of pictures; leave it out")
     count = examples_of(store).count
-    chosen = attack.chosen(count)[: DRY if dry_run else None]
+    chosen = attack.chosen(count)[:most]
     clean = judge(task, model, store, world, None, chosen)
     every = list(disturbances(task, model, processor, store, attack))
     found = []

@@ -134,7 +134,8 @@ class Trainer:
         self.sentinel.begin(terms, self.optimizer, self._every("log"))
         self._price()
         if self.gradient_checkpointing and not compiles:
-            self.backward.recomputes(self._read(self.at.done)[0][0][0])
+            for batch in self._read(self.at.done)[0][0][:1]:  # a rank may have none
+                self.backward.recomputes(batch)
         self.started = time.monotonic() - self.at.elapsed
         with heard(self._note), self.screen.progress("training", self.at.steps, self.at.done) as bar, ThreadPoolExecutor(1) as reader:
             self._loop(bar, reader)

@@ -184,3 +184,10 @@ def test_a_batch_that_is_taken_whole_is_told(ssl: Callable) -> None:
     words = ["data=digits", "model=resnet_nano", "trainer.batch_size=32", "trainer.micro_batch_size=8", "trainer.steps=2"]
     done = ssl("pretrain", "objective=simclr", *words, "run.dir=run")
     assert done.code == 0 and "trainer.micro_batch_size=8 had no effect on the batch of the objective" in done.err, done.err
+
+
+def test_views_of_a_row_are_not_rows(ssl: Callable, corpus: Path) -> None:
+    """A batch of spans holds each document twice; as many documents at once as were asked is what was asked."""
+    words = [*TINY, "objective=span_contrastive", f"data.train={corpus}", "trainer.steps=2", "trainer.batch_size=8"]
+    done = ssl("pretrain", *words, "trainer.micro_batch_size=8", "run.dir=run")
+    assert done.code == 0 and "micro_batch_size" not in done.err, done.err

@@ -91,6 +91,7 @@ def evaluate(
         device.prepare(replicas.device, False)
         Modules(finished.model, goal=finished.goal).to(replicas.device).eval()
         start, store = time.monotonic(), prepared.stores[split]
+        most = SOME if call.dry_run else None
         some = np.arange(SOME) if call.dry_run else None
         if finished.verb == "finetune":
             finished.goal.gallery = prepared.stores.get("gallery")
@@ -99,13 +100,12 @@ def evaluate(
             doubts = partial(by_predictions, folder.run.dir / "predictions.jsonl", split, finished.labels)
             analyse(folder, finished.goal, prepared.stores, doubts)  # type: ignore[arg-type]
             more = _owed(finished, store, split, folder) if leaks and not call.dry_run else {}
-            more |= folder.robustness(finished, store, replicas, attack.build(), call.dry_run) if robustness else {}
+            more |= folder.robustness(finished, store, replicas, attack.build(), most) if robustness else {}
         else:
-            scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, SOME if call.dry_run else None)
+            scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)
             more = {}
         seconds = time.monotonic() - start
-        rows = int(finished.goal.rows(store).count)
-        rows = min(SOME, rows) if call.dry_run else rows
+        rows = min(most or store.count, int(finished.goal.rows(store).count))
         facts = {"seconds": round(seconds, 2), "examples_per_second": round(rows / max(seconds, 1e-9), 2), "run": run}
         facts["peak_memory_bytes"] = device.peak_memory(replicas.device)
         return folder.report({split: scores, **more, "evaluation": facts}, TASK_SCORES if finished.verb == "finetune" else CORPUS_SCORES)

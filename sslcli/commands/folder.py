@@ -159,9 +159,9 @@ class Folder:
         except BadInput as error:
             self.call.screen.detail(f"reliability.png: not drawn: {error}")
 
-    def robustness(self, finished: Any, store: Any, world: World, attack: Attack, dry_run: bool) -> dict[str, Any]:
+    def robustness(self, finished: Any, store: Any, world: World, attack: Attack, most: int | None) -> dict[str, Any]:
         """Clean against disturbed input: one table, and a picture."""
-        found = robustness(finished.goal, finished.model, finished.processor, store, world, self.call.screen, attack, dry_run)
+        found = robustness(finished.goal, finished.model, finished.processor, store, world, self.call.screen, attack, most)
         show(found, self.call.screen)
         try:
             with storage(self.run.dir):
