@@ -33,7 +33,7 @@ from sslcli.sentinel import Sentinel
 from sslcli.signals import heard
 
 Count = Annotated[int, Field(ge=1)]
-Judge = Callable[[], dict[str, Any]]  # scores on held-out data
+Judge = Callable[[bool], dict[str, Any]]  # scores on held-out data; True: of the last step, so that all that can be said must be
 
 BAD_IN_ROW, BAD_SHARE = 5, 0.001  # non-finite steps that a run survives
 
@@ -196,7 +196,7 @@ class Trainer:
             if last or stop == "collapse" or at.done % self._every("log") == 0:
                 self._log(bar)
             if self.judge and (last or at.done % self._every("eval") == 0):
-                self._evaluate()
+                self._evaluate(last)
             last = last or bool(stop) or self._tired()
             if last or at.done % self._every("save") == 0:
                 self.keeper.save(at, self.modules, self.optimizer, must=last)
@@ -263,12 +263,12 @@ class Trainer:
         speed = at.done * self.batch_size / max(at.elapsed, 1e-9)
         bar.update(at.done, f"step {at.done:,}/{at.steps:,}  {losses}{best}  {speed:,.0f} rows/s")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, last: bool) -> None:
         assert self.judge is not None
         at, objective = self.at, self.terms[0].objective
         with self.optimizer.averaged():
             self.modules.eval()
-            scores = self.judge()
+            scores = self.judge(last)
             self.modules.train()
         plain = {k: v for k, v in scores.items() if isinstance(v, (int, float))}
         self.run.append("metrics.jsonl", {"step": at.done, "valid": plain})

@@ -290,6 +290,18 @@ def test_the_watch_keeps_to_its_share(tmp_path: Path, pictures, processor) -> No
     assert 5 <= looks <= 16 and watch.spent <= SHARE * (clock.now - watch.spent) + 0.1
 
 
+def test_the_last_network_is_looked_at_whatever_it_costs(tmp_path: Path, pictures, processor) -> None:
+    """Else the network of the one early look that a quick run can afford would count as its best, and be delivered."""
+    images, gold = pictures
+    clock = Clock()
+    watch = Watch(processor, split(tmp_path / "a", images, gold, NAMES), clock=clock)
+    watch._look = lambda model: [{"probe": 0.5}, setattr(clock, "now", clock.now + 2.0)][0]  # type: ignore[method-assign]
+    clock.now += 1
+    assert watch(Small()), "the first costs nothing that is known"
+    clock.now += 1
+    assert not watch(Small()) and watch(Small(), last=True)
+
+
 def test_the_whole_protocol_at_the_end(tmp_path: Path, pictures, processor) -> None:
     images, gold = pictures
     train, test = split(tmp_path / "a", images[:1000], gold[:1000], NAMES), split(tmp_path / "b", images[1000:], gold[1000:], NAMES)

@@ -1,6 +1,6 @@
 """How a task is judged: on what is held out while it trains, calibrated there, and scored on every held-out split beside a cheap method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sslcli.calibration import refuse_too_few
@@ -13,6 +13,7 @@ from sslcli.evaluation import calibrate, judge
 from sslcli.evidence.baseline import baseline as cheap
 from sslcli.evidence.leaked import without_leaks
 from sslcli.modality import Modality
+from sslcli.trainer import Judge
 
 HEADLINE = (
     *("top1", "top5", "accuracy", "macro_f1", "micro_f1", "mae", "quadratic_kappa", "precision", "recall", "f1"),
@@ -31,14 +32,14 @@ class Judging:
         refuse_too_few(self.valid.count if self.valid else None, task.risk)
 
     @property
-    def watch(self) -> Callable[[], dict[str, Any]] | None:
+    def watch(self) -> Judge | None:
         """What judges beside training, where something is held out."""
         if self.valid is None:
             return None
         self.task.gallery = self.gallery("valid")
         return self._judged
 
-    def _judged(self) -> dict[str, Any]:
+    def _judged(self, last: bool) -> dict[str, Any]:
         assert self.valid is not None
         self.task.conclude(self.model, self.stream)
         return judge(self.task, self.model, self.valid, self.world)

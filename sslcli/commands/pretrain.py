@@ -1,6 +1,5 @@
 """`ssl pretrain`: one self-supervised objective over an unlabelled corpus."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -22,7 +21,7 @@ from sslcli.modality import Modality, Start
 from sslcli.optim import Optimizer
 from sslcli.run import Run
 from sslcli.schema import Part
-from sslcli.trainer import Trainer
+from sslcli.trainer import Judge, Trainer
 from sslcli.unlabelled import OfTask
 
 LEAST = 600  # steps, where the user names no number and one pass over the corpus is shorter
@@ -114,7 +113,7 @@ def network(
 
 def _judge(
     goal: Objective, model: Backbone, valid: Store | None, replicas: World, batch_size: int, watch: Any
-) -> tuple[Callable[[], dict[str, Any]] | None, int]:
+) -> tuple[Judge | None, int]:
     """Held-out losses, and what the features are worth where somebody looks; labels, where there are any, then choose the checkpoint.
     And the rows that are read for it."""
     if valid is None:
@@ -122,9 +121,9 @@ def _judge(
     if watch is not None and watch.metric:
         goal.metric, goal.higher_is_better = watch.metric, True  # type: ignore[misc]
 
-    def judge() -> dict[str, Any]:
+    def judge(last: bool) -> dict[str, Any]:
         scores = held_out(goal, model, valid, replicas, batch_size)
-        seen = watch(model) if watch is not None and replicas.leads else {}
+        seen = watch(model, last) if watch is not None and replicas.leads else {}
         return {**scores, **dict(replicas.gather(list(seen.items()))[0])}
 
     return judge, goal.rows(valid).count + getattr(watch, "rows", 0)

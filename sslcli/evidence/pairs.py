@@ -32,7 +32,7 @@ class PairWatch:
         """Texts that a look costs a forward pass of."""
         return 2 * len(self.sample)
 
-    def __call__(self, model: Backbone) -> dict[str, float]:
+    def __call__(self, model: Backbone, last: bool = False) -> dict[str, float]:
         return {"spearman": metrics.similarity(*compared(model, self.store, self.sample, self.pad))["spearman"]}
 
 
