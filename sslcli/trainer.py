@@ -90,7 +90,7 @@ class Trainer:
 
     def stream(self, objective: Objective, store: Store, seed: int, split: str = "train", batch_size: int | None = None) -> Stream:
         """The training batches of a term, cut so that a forward pass fits in memory."""
-        places, budget = objective.rows(store), device.token_budget(self.device)
+        places, budget = objective.rows(store), device.token_budget(self.device, "pixels" in store.meta)
         if places.count < objective.least:
             remedy = "more data is needed" + (", or a smaller objective.shortest" if hasattr(objective, "shortest") else "")
             raise BadInput(f"data.{split}: {places.count} rows that this objective can use, at least {objective.least} needed; {remedy}")

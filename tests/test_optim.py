@@ -225,3 +225,13 @@ def test_narrow_networks_take_larger_steps() -> None:
     wide, narrow = Net(), Net()
     wide.model.dim, narrow.model.dim = 768, 256
     assert default_lr(wide, "adamw") < default_lr(narrow, "adamw") <= 3e-3
+
+
+def test_a_gentle_objective_does_not_slow_the_task_beside_it() -> None:
+    alone, both = Net(), Net()
+    for net in (alone, both):
+        net.model.dim, net.model.loaded = 768, {"tensors": 1}
+        net.objective = torch.nn.Identity()
+        net.objective.tuned_times_width = 0.004
+    del alone.task
+    assert default_lr(both, "adamw") == pytest.approx(10 * default_lr(alone, "adamw"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sslcli import device
 from sslcli.core import Output
 from sslcli.objectives.masked_lm import MaskedLM
 from sslcli.optim import Optimizer
@@ -217,3 +218,13 @@ def test_every_optimizer_learns(ssl, data, optimizer) -> None:
     assert done.code == 0, done.err
     losses = [r["loss"] for r in log("a") if "loss" in r]
     assert sum(losses[-5:]) < sum(losses[:5]), losses
+
+
+def test_pieces_of_pictures_grow_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    sizes = {}
+    for gigabytes in (8, 16, 80):
+        found = type("Properties", (), {"total_memory": gigabytes * 10**9})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=found: found)
+        sizes[gigabytes] = (device.token_budget(cuda), device.token_budget(cuda, pictures=True))
+    assert sizes == {8: (65_536, 65_536), 16: (65_536, 65_536), 80: (65_536, 4 * 65_536)}

@@ -111,9 +111,7 @@ def network(
     return source, *source.start(first, None if from_ else model, tokenizer, augment, call.screen.say)
 
 
-def _judge(
-    goal: Objective, model: Backbone, valid: Store | None, replicas: World, batch_size: int, watch: Any
-) -> tuple[Judge | None, int]:
+def _judge(goal: Objective, model: Backbone, valid: Store | None, replicas: World, batch_size: int, watch: Any) -> tuple[Judge | None, int]:
     """Held-out losses, and what the features are worth where somebody looks; labels, where there are any, then choose the checkpoint.
     And the rows that are read for it."""
     if valid is None:

@@ -16,7 +16,7 @@ class BYOL(ImageObjective):
 
     metric = ""
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm, whose statistics are of one view and one rank
-    lr_times_width = 0.3
+    lr_times_width = 0.06
     batch_size = 256
     causes: ClassVar = {"constant": "teacher", "narrow": "teacher"}
 

@@ -28,7 +28,7 @@ class SimCSE(Objective):
     """
 
     couples_rows, least, embeds = True, 2, True
-    lr_times_width = 0.4
+    lr_times_width, tuned_times_width = 0.4, 0.004  # a network that knows sentences unlearns them at ten times this rate
     batch_size, row_length = 64, 128
     causes: ClassVar = {"same_views": "pairs", "guessing": "temperature"}
 

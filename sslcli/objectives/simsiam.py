@@ -14,7 +14,7 @@ class SimSiam(ImageObjective):
 
     metric = ""
     couples_rows, least, least_views = True, 2, 2  # through BatchNorm, whose statistics are of one view and one rank
-    lr_times_width = 0.3
+    lr_times_width = 0.06
     batch_size = 256
     causes: ClassVar = {"constant": "stop_gradient", "narrow": "stop_gradient"}
 
