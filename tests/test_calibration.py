@@ -193,3 +193,15 @@ def test_without_held_out_examples_it_says_so(ssl, labelled: Path) -> None:
     assert done.code == 2 and "task.risk=0.1: needs held-out examples" in done.err
     done = ssl("finetune", f"data.train={labelled}", *TINY, "task.labelling=multi", "task.risk=0.1", "run.dir=other")
     assert done.code == 2 and "risk and labelling=multi" in done.err
+
+
+def test_few_held_out_examples_choose_no_weights(typed, labelled: Path, tmp_path: Path) -> None:
+    """Of 45, which checkpoint is best is mostly chance; who asks for patience gets it all the same."""
+    quick = [*TINY, "trainer.steps=4", "trainer.eval_every=1", "trainer.seeds=1", "baseline=false", "leaks=false", "errors=false"]
+    found = {}
+    for name, count, more in (("few", 45, []), ("asked", 45, ["trainer.patience=9"]), ("many", 50, [])):
+        valid = write_jsonl(tmp_path / f"{name}.jsonl", rows(count, seed=9))
+        done = typed("finetune", f"data.train={labelled}", f"data.valid={valid}", *quick, *more, f"run.dir={name}")
+        assert done.code == 0, done.err
+        found[name] = (done.result["train"]["best_step"] is None, "too few to choose weights by" in done.err)
+    assert found == {"few": (True, True), "asked": (False, False), "many": (False, False)}

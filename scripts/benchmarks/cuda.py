@@ -79,7 +79,7 @@ def _masked(bench: Bench, peak: float) -> None:
 
 
 def _compared(bench: Bench, what: str, unit: str, work: float, peak: float, words: list[str], per_row: int = 1) -> None:
-    """Compiled, as long runs are; the same without compilation; compiled, on one batch that stays on the device, which shows what feeding it costs."""
+    """Compiled, as long runs are; not compiled; compiled, on one batch that stays on the device, which shows what feeding it costs."""
     ways = {
         "compiled": ("sslcli", ["trainer.compile=true"]),
         "not compiled": ("sslcli", ["trainer.compile=false"]),

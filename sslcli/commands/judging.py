@@ -20,6 +20,7 @@ HEADLINE = (
     *("ece", "ece_before", "brier", "nll", "abstained", "error_on_answered"),
     *("spearman", "pearson", "recall@1", "recall@5", "recall@10", "mrr", "ndcg@10", "map"),
 )
+FEWEST = 50  # held-out examples that weights are chosen by: of fewer, which checkpoint is best is mostly chance
 
 
 class Judging:
@@ -30,6 +31,14 @@ class Judging:
         self.valid = stores.get("valid")
         self.rows = self.valid.count if self.valid else 0
         refuse_too_few(self.valid.count if self.valid else None, task.risk)
+
+    def chooses(self, patience: int | None) -> str | None:
+        """Whether held-out examples choose among checkpoints; what to say where they are too few, and the last weights are kept."""
+        if self.valid is None or self.rows >= FEWEST or patience is not None:
+            return None
+        self.task.metric = ""  # type: ignore[misc]
+        how = "trainer.patience=N chooses, and stops, by them all the same"
+        return f"valid  {self.rows} examples are too few to choose weights by: the last are kept ({how})"
 
     @property
     def watch(self) -> Judge | None:
