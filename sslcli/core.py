@@ -42,6 +42,7 @@ class Backbone(nn.Module, ABC):
     room: ClassVar[str] = "models"
     dim: int  # D, the width of what `encode` returns
     embedding: nn.Module  # where an adversary adds its noise: word, patch or frame embedding
+    fresh_rate: ClassVar[float] = 1.0  # of a task's default learning rate, where nothing of the network was pretrained
 
     @abstractmethod
     def encode(self, batch: Batch) -> Tensor:

@@ -233,6 +233,8 @@ def default_lr(modules: nn.Module, kind: str) -> float:
     judged = [getattr(modules, "task", None) or m for m in modules.children()]  # what stands beside a task goes at the task's rate
     tuned = min((getattr(m, "tuned_times_width", 0.04) for m in judged), default=0.04)
     rate = min(3e-3, (tuned if pretrained else fresh) / width) * getattr(getattr(model, "tuned", None), "rate", 1.0)
+    if hasattr(modules, "task") and not pretrained:
+        rate *= getattr(model, "fresh_rate", 1.0)
     return rate * {"adamw": 1.0, "adam": 1.0, "lion": 0.1, "muon": 1.0, "sgd": 100.0}[kind]
 
 

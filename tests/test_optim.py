@@ -235,3 +235,16 @@ def test_a_gentle_objective_does_not_slow_the_task_beside_it() -> None:
         net.objective.tuned_times_width = 0.004
     del alone.task
     assert default_lr(both, "adamw") == pytest.approx(10 * default_lr(alone, "adamw"))
+
+
+def test_a_network_that_bears_more_from_scratch_gets_it_in_a_task_alone() -> None:
+    plain, bearing, pretraining, pretrained = Net(), Net(), Net(), Net()
+    for net in (bearing, pretraining, pretrained):
+        net.model.fresh_rate = 10.0
+    del pretraining.task
+    pretrained.model.loaded = {"tensors": 1}
+    for net in (plain, bearing, pretraining, pretrained):
+        net.model.dim = 768
+    base = default_lr(plain, "adamw")
+    assert default_lr(bearing, "adamw") == pytest.approx(10 * base) and default_lr(pretraining, "adamw") == pytest.approx(base)
+    assert default_lr(pretrained, "adamw") < base

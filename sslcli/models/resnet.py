@@ -28,6 +28,8 @@ class Resnet(Backbone):
     """`stem`: standard halves the picture twice before the first block (7x7 convolution, max-pool); small does not (3x3, stride 1), as
     is usual for CIFAR. `width`: channels of the first stage, 64 in the paper. Hidden states are the last map, place by place."""
 
+    fresh_rate = 10.0  # BatchNorm bears it; at a tenth, what begins from scratch is far from learnt in a few hundred steps
+
     def __init__(
         self,
         processor: Pixels,
