@@ -230,11 +230,11 @@ def default_lr(modules: nn.Module, kind: str) -> float:
     model = getattr(modules, "model", None)
     width, pretrained = getattr(model, "dim", 768), getattr(model, "loaded", {}).get("tensors", 0) > 0
     fresh = max((getattr(m, "lr_times_width", 0.0) for m in modules.children()), default=0.0) or 0.13
-    judged = [getattr(modules, "task", None) or m for m in modules.children()]  # what stands beside a task goes at the task's rate
-    tuned = min((getattr(m, "tuned_times_width", 0.04) for m in judged), default=0.04)
+    task = getattr(modules, "task", None)  # what stands beside it goes at its rate
+    tuned = min((getattr(m, "tuned_times_width", 0.04) for m in (modules.children() if task is None else (task,))), default=0.04)
     rate = min(3e-3, (tuned if pretrained else fresh) / width) * getattr(getattr(model, "tuned", None), "rate", 1.0)
-    if hasattr(modules, "task") and not pretrained:
-        rate *= getattr(model, "fresh_rate", 1.0)
+    if task is not None and not pretrained:
+        rate = max(rate, min(3e-3, getattr(task, "lr_times_width", 0.13) / width) * getattr(model, "fresh_rate", 1.0))
     return rate * {"adamw": 1.0, "adam": 1.0, "lion": 0.1, "muon": 1.0, "sgd": 100.0}[kind]
 
 

@@ -248,3 +248,6 @@ def test_a_network_that_bears_more_from_scratch_gets_it_in_a_task_alone() -> Non
     base = default_lr(plain, "adamw")
     assert default_lr(bearing, "adamw") == pytest.approx(10 * base) and default_lr(pretraining, "adamw") == pytest.approx(base)
     assert default_lr(pretrained, "adamw") < base
+    bearing.objective = torch.nn.Identity()
+    bearing.objective.lr_times_width = 0.3
+    assert default_lr(bearing, "adamw") == pytest.approx(10 * base), "the task's rate alone is multiplied"

@@ -135,7 +135,7 @@ def _train(
     changed |= folder.views(source, ready.processor, prepared.stores["train"])
     moved, terms = Moved(modules), [Term("task", goal, stream, adversarial.build()), *beside.terms(engine, seed)]
     judging = Judging(goal, model, stream, prepared.stores, ready.world, source)
-    if remark := judging.chooses(engine.patience):
+    if remark := judging.keep_last(engine.patience):
         call.screen.say(remark)
     facts = engine.fit(modules, terms, optimizer, judging.watch, judging.rows, partial(_steps, goal), folder.resume, beside.balance)
     if call.dry_run:

@@ -32,8 +32,8 @@ class Judging:
         self.rows = self.valid.count if self.valid else 0
         refuse_too_few(self.valid.count if self.valid else None, task.risk)
 
-    def chooses(self, patience: int | None) -> str | None:
-        """Whether held-out examples choose among checkpoints; what to say where they are too few, and the last weights are kept."""
+    def keep_last(self, patience: int | None) -> str | None:
+        """Where held-out examples are too few to choose among checkpoints, let the last weights be kept; what to say then."""
         if self.valid is None or self.rows >= FEWEST or patience is not None:
             return None
         self.task.metric = ""  # type: ignore[misc]
