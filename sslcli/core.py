@@ -65,6 +65,7 @@ class Places:
     lengths: np.ndarray | None = None
     width: int = 1  # of a row, in tokens, where all are alike
     packed: bool = False  # the network skips padding: rows of a batch need not be alike in length
+    words: Callable[[], Iterator[np.ndarray]] | None = None  # the ids of all tokens that batches of these rows can hold, if that is known
     kinds: np.ndarray | None = None  # [count]: rows of one kind are drawn two and two, so that each meets its like in a batch
 
 

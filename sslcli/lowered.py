@@ -28,6 +28,11 @@ class _Lookup(torch.autograd.Function):
         return table.to(grad.dtype), None, None
 
 
+def lookup(table: Tensor, ids: Tensor, padding: int | None) -> Tensor:
+    """`padding`: the row that never learns."""
+    return _Lookup.apply(table, ids, padding)
+
+
 class _Normalise(torch.autograd.Function):
     """Layer normalisation over the last axis D. The library's gradients of gain and bias, sums over all tokens, are summed in bf16 on a
     CPU and miss by a tenth; these are summed in fp32."""
@@ -90,7 +95,7 @@ class Lowered:
 
 
 def _look_up(table: nn.Embedding, ids: Tensor) -> Tensor:
-    return _Lookup.apply(table.weight, ids, table.padding_idx)
+    return lookup(table.weight, ids, table.padding_idx)
 
 
 def _normalise(norm: nn.LayerNorm, x: Tensor) -> Tensor:

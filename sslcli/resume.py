@@ -12,6 +12,7 @@ from sslcli.errors import BadCheckpoint, Diverged, StorageFull
 from sslcli.log import Screen
 from sslcli.optim import Optimizer
 from sslcli.run import Run
+from sslcli.vocabulary import Vocabulary
 
 FAILURES = 3  # saves in a row that the storage may refuse
 
@@ -47,6 +48,7 @@ class Keeper:
         self.run, self.world, self.screen = run, world, screen
         self.root = run.dir / "checkpoints"
         self.saved, self.failures = -1, 0
+        self.words: Vocabulary | None = None  # while a part of the word embeddings stands for all
 
     def check_space(self, optimizer: Optimizer) -> None:
         """Before step 1: will the checkpoints fit?"""
@@ -60,7 +62,8 @@ class Keeper:
         """Commit; whether this step is now on disk (as rank 0 knows). `must`: there is no later chance, so a refusal ends the run."""
         if self.saved == standing.done or not self.world.leads:
             return self.world.leads
-        tensors = {**optimizer.state(), "buffers": _buffers(modules)}
+        state = optimizer.state()
+        tensors = {**(self.words.whole(state) if self.words else state), "buffers": _buffers(modules)}
         if not all(bool(torch.isfinite(t).all()) for t in tensors["weights"].values()):
             raise Diverged(f"diverged: weights are not finite after step {standing.done}; lower optimizer.lr (now {optimizer.lr:.2g})")
         numbers = asdict(standing) | {"sums": {k: [float(s), w] for k, (s, w) in standing.sums.items()}}
@@ -96,7 +99,7 @@ class Keeper:
         differing = sorted(set(optimizer.names) ^ set(tensors["weights"]))
         if differing:
             raise BadCheckpoint(f"{found.path}: made by another model or objective; it differs in {', '.join(differing[:5])}")
-        optimizer.load(tensors)
+        optimizer.load(self.words.part(tensors) if self.words else tensors)
         modules.load_state_dict(tensors["buffers"], strict=False)
         standing = Standing(**{**found.state, "steps": steps})
         optimizer.refused.fill_(standing.bad["total"])
@@ -104,7 +107,13 @@ class Keeper:
         self.screen.say(f"resumed after step {standing.done:,} of {standing.steps:,}")
         return standing
 
-    def best_weights(self, standing: Standing, optimizer: Optimizer, modules: nn.Module) -> dict[str, torch.Tensor]:
+    def end(self, standing: Standing, optimizer: Optimizer, modules: nn.Module) -> None:
+        """`modules` have the best weights, whole."""
+        optimizer.release(self._best_weights(standing, optimizer, modules))
+        if self.words is not None:
+            self.words.end()
+
+    def _best_weights(self, standing: Standing, optimizer: Optimizer, modules: nn.Module) -> dict[str, torch.Tensor]:
         """Those of the best evaluation, with the statistics that go with them put back in `modules`; the last ones where nothing was
         evaluated (on rank 0: the others have what it has)."""
         best = standing.best["step"]
@@ -112,7 +121,8 @@ class Keeper:
             return optimizer.best_weights()
         found = checkpoint.exact(self.root / f"step-{best:08d}")
         modules.load_state_dict(found.tensors("buffers"), strict=False)
-        return found.tensors("average" if optimizer.average else "weights")
+        kept = {"best": found.tensors("average" if optimizer.average else "weights")}
+        return (self.words.part(kept) if self.words else kept)["best"]
 
 
 def _buffers(modules: nn.Module) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.sentinel import Sentinel
 from sslcli.signals import heard
+from sslcli.vocabulary import met
 
 Count = Annotated[int, Field(ge=1)]
 Judge = Callable[[bool], dict[str, Any]]  # scores on held-out data; True: of the last step, so that all that can be said must be
@@ -117,6 +118,7 @@ class Trainer:
         if self.gradient_checkpointing:
             model.checkpoint_gradients()
         compiles = device.compiles(self.compile, self.device, self.pace.known(terms[0].stream, auto), self.time_limit)
+        self.keeper.words = None if compiles else met(modules, terms)
         noises = [noise_of(term.adversary, model, term.objective, compiles) for term in terms]
         if compiles:
             model.compile(dynamic=True)
@@ -143,7 +145,7 @@ class Trainer:
             name, place = signal.Signals(self.signal or signal.SIGTERM).name, f"{self.at.done:,} of {self.at.steps:,}"
             raise Preempted(f"stopped by {name} after step {place}; run.dir={self.run.dir} resume=auto continues")
         self.sentinel.end()
-        self.optimizer.release(self.keeper.best_weights(self.at, self.optimizer, self.modules))
+        self.keeper.end(self.at, self.optimizer, self.modules)
         self.world.same([*self.modules.parameters(), *self.modules.buffers()])
         return self._facts()
 

@@ -1,5 +1,6 @@
 """Reading a packed corpus: full blocks without padding, or whole documents."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from sslcli.core import Places
-from sslcli.data.store import Store
+from sslcli.data.store import Field, Store
+
+PIECE = 1 << 22  # tokens that are looked at together
 
 
 def block_places(store: Store, length: int, extra: int = 0) -> Places:
@@ -35,6 +38,13 @@ def padded(pieces: list[np.ndarray], pad: int, dtype: Any = np.int64) -> tuple[T
     inside = np.arange(ids.shape[1]) < lengths[:, None]
     ids[inside] = np.concatenate(pieces)
     return torch.from_numpy(ids), None if inside.all() else torch.from_numpy(inside)
+
+
+def words(pad: int, *fields: Field) -> Iterator[np.ndarray]:
+    """The ids of all tokens of these fields, in pieces, many of them often; and that of padding."""
+    yield np.array([pad])
+    for field in fields:
+        yield from (field.values[start : start + PIECE] for start in range(0, len(field.values), PIECE))
 
 
 class Documents:

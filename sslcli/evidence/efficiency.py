@@ -172,7 +172,7 @@ def _told(logs: np.ndarray, budgets: np.ndarray) -> tuple[float, tuple[float, fl
 def _saved(few: np.ndarray, many: np.ndarray, budgets: np.ndarray) -> tuple[float, tuple[float, float]]:
     (fewest, few_most), (least, most) = _bounds(few, budgets), _bounds(many, budgets)
     with np.errstate(divide="ignore"):
-        lows, highs = 1 - few_most / least, 1 - fewest / most
+        lows, highs = (np.round(1 - x, 12) + 0.0 for x in (few_most / least, fewest / most))  # 200 of 200 saves 0, not -4e-16
     shown = 1 - np.exp(np.clip(few[0], *np.log(budgets[[0, -1]])) - np.clip(many[0], *np.log(budgets[[0, -1]])))
     return float(shown), _interval(lows[1:], highs[1:])
 

@@ -3,6 +3,8 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sslcli.core import Backbone, Batch, Objective, Output, Places, gathered
-from sslcli.data.blocks import Documents
+from sslcli.data.blocks import Documents, words
 from sslcli.data.store import Store
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.losses import info_nce
@@ -58,7 +60,7 @@ class SimCSE(Objective):
         return ("text_a", "text_b") if config["pairs"] else ()
 
     def rows(self, store: Store) -> Places:
-        return self.documents.places(store)
+        return replace(self.documents.places(store), words=partial(words, self.documents.pad, store["ids"]))
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         return {**self.documents.batch(self.documents.read(store, rows)), "weight": torch.tensor(float(len(rows)))}

@@ -21,7 +21,7 @@ from sslcli.classifiers.prototype import Prototype
 from sslcli.classifiers.zero_shot import WAYS, ZeroShot, way
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data import cloze, statements
-from sslcli.data.blocks import padded
+from sslcli.data.blocks import padded, words
 from sslcli.data.examples import Rows, windows
 from sslcli.data.labels import LabelCoder, Mode
 from sslcli.data.store import Store
@@ -127,7 +127,7 @@ class TextClassification(Task):
 
     def rows(self, store: Store) -> Places:
         kinds = store["label"].values[:, 0] if self.classifier.in_pairs else None
-        return Places(store.count, store["ids"].lengths(), packed=self.packed, kinds=kinds)
+        return Places(store.count, store["ids"].lengths(), packed=self.packed, words=partial(words, self.pad, store["ids"]), kinds=kinds)
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         ids, mask = padded(store["ids"].take(rows), self.pad)

@@ -1,6 +1,7 @@
 """How alike two texts mean: the cosine of their vectors, learnt from pairs with scores."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from sslcli import metrics
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task, gathered
-from sslcli.data.blocks import padded
+from sslcli.data.blocks import padded, words
 from sslcli.data.pairs import PairCoder
 from sslcli.data.store import Store
 from sslcli.data.tokenizer import Tokenizer
@@ -54,7 +55,8 @@ class TextSimilarity(Task):
         return {**config, "loss": "none"}
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, store["ids"].lengths() + store["ids_b"].lengths(), packed=self.packed)
+        lengths = store["ids"].lengths() + store["ids_b"].lengths()
+        return Places(store.count, lengths, packed=self.packed, words=partial(words, self.pad, store["ids"], store["ids_b"]))
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         """Both sides of all pairs, first sides first: `ids` [2B, T]."""

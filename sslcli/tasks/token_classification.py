@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from sslcli import metrics
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
-from sslcli.data.blocks import padded
+from sslcli.data.blocks import padded, words
 from sslcli.data.examples import Rows, windows
 from sslcli.data.store import Store
 from sslcli.data.tags import scheme, split, to_bio
@@ -56,7 +57,7 @@ class TokenClassification(Task):
         return _Coder()
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, store["ids"].lengths(), packed=self.packed)
+        return Places(store.count, store["ids"].lengths(), packed=self.packed, words=partial(words, self.pad, store["ids"]))
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         ids, mask = padded(store["ids"].take(rows), self.pad)
