@@ -1,10 +1,11 @@
 """Word embeddings of the words at hand: a task learns from a few thousand of them, and a step need not pass over the others.
 
 The gradient of all other rows is nought, and so are Adam's moments of them; what is left out is the weight decay of words that never
-occur. MiniLM on two cores: half of the weights are word embeddings, of which wnut17 meets a third.
+occur. MiniLM on two cores: half of the weights are word embeddings, of which wnut17 meets a third. A GPU passes over them in no time.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def met(modules: nn.Module, terms: Sequence[Term]) -> Vocabulary | None:
     """Of the network's word embeddings, those that the batches can hold, from now on; None where that is not known or gains nothing."""
     table = getattr(getattr(modules, "model", None), "embedding", None)
     known = [term.stream.places.words for term in terms if term.stream.change is None]
-    if type(table) is not nn.Embedding or len(known) < len(terms) or any(words is None for words in known):
+    if type(table) is not nn.Embedding or table.weight.is_cuda or len(known) < len(terms) or any(words is None for words in known):
         return None
     shared = sum(p is table.weight for m in modules.modules() for p in m._parameters.values()) > 1  # a language model's head reads it too
     odd = table.max_norm is not None or table.sparse or table.scale_grad_by_freq
@@ -82,10 +83,9 @@ def met(modules: nn.Module, terms: Sequence[Term]) -> Vocabulary | None:
     if not table.weight.requires_grad or shared or odd or perturbed:
         return None
     seen = np.zeros(len(table.weight), bool)
-    for words in known:
-        for part in words():
-            seen[part] = True
-    if seen.mean() > MOST:
-        return None
+    for part in chain.from_iterable(words() for words in known):
+        seen[part] = True
+        if seen.mean() > MOST:
+            return None
     name = next(name for name, module in modules.named_modules() if module is table)
     return Vocabulary(modules, name, table, torch.from_numpy(seen.nonzero()[0]).to(table.weight.device))

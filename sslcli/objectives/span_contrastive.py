@@ -1,6 +1,7 @@
 """Spans of one document belong together, those of others do not (DeCLUTR, Giorgi et al. 2021; the InfoNCE loss of SimCLR)."""
 
 import math
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from sslcli.core import Backbone, Batch, Objective, Output, Places, gathered
 from sslcli.data import chance
-from sslcli.data.blocks import documents, padded
+from sslcli.data.blocks import documents, padded, words
 from sslcli.data.store import Store
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.losses import info_nce
@@ -45,7 +46,7 @@ class SpanContrastive(Objective):
     def rows(self, store: Store) -> Places:
         chosen = self._documents(store)
         lengths = np.minimum(store["ids"].lengths()[chosen], self.longest)
-        return Places(len(chosen), lengths)
+        return Places(len(chosen), lengths, words=partial(words, self.pad, store["ids"]))
 
     def _documents(self, store: Store) -> np.ndarray:
         key = str(store.path)

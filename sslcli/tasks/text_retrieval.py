@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sslcli import metrics
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task, gathered
 from sslcli.data import chance
-from sslcli.data.blocks import padded
+from sslcli.data.blocks import padded, words
 from sslcli.data.examples import examples_of
 from sslcli.data.passages import QueryCoder, passages_of
 from sslcli.data.store import Store
@@ -67,7 +67,12 @@ class TextRetrieval(Task):
         return {**config, "loss": "none"}
 
     def rows(self, store: Store) -> Places:
-        return Places(store.count, store["ids"].lengths(), packed=self.packed)
+        return Places(
+            store.count,
+            store["ids"].lengths(),
+            packed=self.packed,
+            words=lambda: words(self.pad, store["ids"], self.passages(store)["ids"]),
+        )
 
     def passages(self, store: Store) -> Store:
         key = str(store.path)
