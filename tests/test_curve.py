@@ -68,6 +68,13 @@ def test_nothing_is_not_taken_for_a_gain(flat: bool) -> None:
     assert "saved" not in found
 
 
+def test_as_many_labels_save_exactly_nothing() -> None:
+    """exp(log(200)) is not 200: nothing is not a little less than nothing."""
+    logs = np.log(np.array([200.0] * 9))
+    assert efficiency._saved(logs, logs + np.inf, np.array([20, 200]))[1][0] == 0.0
+    assert efficiency._saved(logs, logs, np.array([20, 200])) == (0.0, (0.0, 0.0))
+
+
 def test_beyond_the_budgets_only_the_side_is_known() -> None:
     curves = planted(0, 1000.0, noise=0.003)
     reading = read(resampled(curves), BUDGETS, *NAMES, (NAMES[0], float(BUDGETS[-1])))
