@@ -141,6 +141,7 @@ def test_the_verb_from_runs_to_a_sentence(ssl, tmp_path: Path, corpus: Path, lab
     assert done.code == 0, done.err
     found = json.loads(Path("lm-curve/curve.json").read_text())
     assert done.result["sentence"] == found["sentence"] and found["sentence"] in done.err
+    assert found["steps"] == [2, 2] and "runs of 2 steps; from scratch may want more: the same with trainer.steps=6 " in done.err
     arms = found["arms"]
     assert [p["labels"] for p in arms["pretrained"]] == [6, 24, 90] == [p["labels"] for p in arms["from scratch"]]
     assert all(0 <= end <= 1 for row in arms.values() for p in row for end in p["interval"])

@@ -23,6 +23,7 @@ from sslcli.run import write_atomically
 from sslcli.schema import Part
 
 WITH = "pretrained"
+SCRATCH = "from scratch"
 Count = Annotated[int, Field(ge=1)]
 DECIDED = {
     "data.shots": "curve.labels says how many labels of each class",
@@ -116,7 +117,7 @@ def _untouched(source: str) -> dict[str, list[str]]:
     """The network before pretraining: what a run continued from, or the architecture untrained."""
     path = Path(source).expanduser() / "config.yaml"
     before = config.load(path).get("from") if path.is_file() else None
-    return {"untouched start": [f"from={before}"]} if before else {"from scratch": [f"from={source}", "init=random"]}
+    return {"untouched start": [f"from={before}"]} if before else {SCRATCH: [f"from={source}", "init=random"]}
 
 
 def _jobs(start: Sequence[str], passed: Sequence[str], seed: int, labels: Sequence[Any], root: Path) -> list[Job]:
@@ -148,6 +149,10 @@ def _labels(job: Job) -> int:
     return int(facts["train"]["examples"] + (held if "valid_is" in facts else 0))
 
 
+def _steps(job: Job) -> int:
+    return int(json.loads((job.folder / "metrics.json").read_text(encoding="utf-8"))["train"].get("steps", 0))
+
+
 def _counts(job: Job) -> np.ndarray:
     """Of its predictions, which must add up to what it said of itself."""
     counts = efficiency.counts_of(job.folder / "predictions.jsonl")
@@ -173,6 +178,8 @@ def _report(root: Path, arms: Sequence[Arm], chosen: Budgets, screen: Screen) ->
     points = {arm.name: arm.points(drawn[arm.name]) for arm in arms}
     points |= _cheap(arms[0], metric)
     facts = {"metric": metric, **main, "at_each_budget": each, "arms": points, "test_rows": int(arms[0].counts.shape[2])}
+    steps = [_steps(job) for arm in arms for row in arm.jobs for job in row]
+    facts["steps"] = [min(steps), max(steps)]
     runs = [[a.name, j.choice["shots"], int(n), j.choice["seed"], s, str(j.folder)] for a in arms for n, s, j in _rows(a)]
     write_atomically(root / "curve.json", json.dumps(saved.plain({**facts, "runs": runs}), indent=2) + "\n")
     with (root / "curve.csv").open("w", newline="", encoding="utf-8") as file:
@@ -185,6 +192,9 @@ def _report(root: Path, arms: Sequence[Arm], chosen: Budgets, screen: Screen) ->
     except BadInput as error:
         screen.warn(f"curve.png: not drawn: {error}")
     screen.say(main["sentence"])
+    if other == SCRATCH and max(steps):  # digits, 5 a class: 0.87 after 100 steps, 0.95 after 1,800
+        longer = f"the same with trainer.steps={3 * max(steps)} sweep.dir={root}-longer tells"
+        screen.say(f"runs of {' to '.join(f'{n:,}' for n in dict.fromkeys(facts['steps']))} steps; from scratch may want more: {longer}")
     return {"curve": str(root), **{k: main[k] for k in ("verdict", "sentence")}}
 
 
