@@ -52,7 +52,8 @@ class Keeper:
 
     def check_space(self, optimizer: Optimizer) -> None:
         """Before step 1: will the checkpoints fit?"""
-        size = sum(m.numel() for m in optimizer.masters) * 4 * (3 + bool(optimizer.average))
+        values = sum(m.numel() for m in optimizer.masters) + (self.words.spared if self.words else 0)
+        size = values * 4 * (3 + bool(optimizer.average))
         needed, free = size * (self.run.keep + 2), device.free_bytes(self.run.dir)
         if self.world.leads and free < needed:
             sizes = f"{needed / 1e6:,.0f} MB are needed for checkpoints, {free / 1e6:,.0f} MB are free"

@@ -69,10 +69,8 @@ class Trainer:
         self.batch_size, self.micro_rows, self.patience = batch_size or usual, micro_batch_size, patience
         self.time_limit = seconds(time_limit)
         self.pace = Pace(steps, epochs, self.batch_size, {"eval": eval_every, "save": save_every, "log": log_every}, self.time_limit)
-        self.device = world.device
-        self.precision = device.precision(precision, world.device)
-        self.compile = compile
-        self.gradient_checkpointing = gradient_checkpointing
+        self.device, self.precision = world.device, device.precision(precision, world.device)
+        self.compile, self.gradient_checkpointing = compile, gradient_checkpointing
         device.prepare(world.device, deterministic)
         self.keeper, self.signal, self.at = Keeper(run, world, screen), 0, Standing()
         self.sentinel = Sentinel(on_collapse == "stop", run, screen, world, self._count)
@@ -150,8 +148,8 @@ class Trainer:
         return self._facts()
 
     def _facts(self) -> dict[str, Any]:
-        more = {"peak_memory_bytes": device.peak_memory(self.device), "precision": str(self.precision).removeprefix("torch.")}
-        return self.at.facts(self.batch_size) | more
+        kind = str(self.precision).removeprefix("torch.")
+        return self.at.facts(self.batch_size) | {"peak_memory_bytes": device.peak_memory(self.device), "precision": kind}
 
     def receipts(self) -> dict[str, Any]:
         """What adversaries and a second term did, over the run; an AssertionError where an adversary did nothing."""

@@ -45,6 +45,11 @@ class Vocabulary:
         self.modules, self.name, self.table, self.met = modules, name, table, Met(table, ids)
         modules.set_submodule(name, self.met)
 
+    @property
+    def spared(self) -> int:
+        """Values that do not learn, and that a checkpoint holds all the same."""
+        return self.table.weight.numel() - self.met.weight.numel()
+
     def whole(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """Groups of tensors by parameter (`name|moment`, too), as if all rows had been there."""
         return self._changed(tensors, self.met.weight.shape, self._widened)

@@ -113,9 +113,19 @@ def test_where_other_words_may_come_all_rows_learn_as_before(ssl, start, swapped
     assert done.code == 0 and swapped[-1] is None, done.err
 
 
-def test_continued_pretraining_learns_the_words_of_its_corpus(ssl, start, swapped) -> None:
+@pytest.mark.parametrize("objective", ["simcse", "span_contrastive"])
+def test_continued_pretraining_learns_the_words_of_its_corpus(ssl, start, swapped, objective) -> None:
     data = write_jsonl(Path("texts.jsonl"), [{"text": r["text"]} for r in rows(40)])
-    done = ssl(
-        "pretrain", "objective=simcse", f"from={start}", f"data.train={data}", "trainer.steps=2", "trainer.batch_size=8", "run.dir=a"
-    )
+    shortest = ["objective.shortest=4"] if objective == "span_contrastive" else []
+    run = [f"objective={objective}", *shortest, f"from={start}", f"data.train={data}", "trainer.steps=2", "trainer.batch_size=8"]
+    done = ssl("pretrain", *run, "run.dir=a")
     assert done.code == 0 and swapped[-1] > 30, done.err
+
+
+def test_the_space_that_is_asked_for_is_that_of_whole_tables() -> None:
+    net = torch.nn.Module()
+    net.table = torch.nn.Embedding(50, 4)
+    words = vocabulary.Vocabulary(net, "table", net.table, torch.arange(7))
+    assert len(net.table.weight) == 7 and words.spared == 43 * 4
+    words.end()
+    assert len(net.table.weight) == 50

@@ -192,7 +192,7 @@ def _report(root: Path, arms: Sequence[Arm], chosen: Budgets, screen: Screen) ->
     except BadInput as error:
         screen.warn(f"curve.png: not drawn: {error}")
     screen.say(main["sentence"])
-    if other == SCRATCH and max(steps):  # digits, 5 a class: 0.87 after 100 steps, 0.95 after 1,800
+    if other == SCRATCH and max(steps):  # digits, 5 a class: 0.87 after 100 steps, 0.94 after 1,800
         longer = f"the same with trainer.steps={3 * max(steps)} sweep.dir={root}-longer tells"
         screen.say(f"runs of {' to '.join(f'{n:,}' for n in dict.fromkeys(facts['steps']))} steps; from scratch may want more: {longer}")
     return {"curve": str(root), **{k: main[k] for k in ("verdict", "sentence")}}
