@@ -86,6 +86,15 @@ JSON_LINES = [
     *bad_line("J13 NaN", '{"text": "x", "label": NaN}', r"NaN is not JSON"),
     *bad_line("J13 Infinity", '{"text": "x", "label": -Infinity}', r"-Infinity is not JSON")[:1],
     *bad_line("J14 not UTF-8", b'{"text": "caf\xe9", "label": "a"}', r"not valid utf-8; .*data\.encoding=latin-1"),
+    *[
+        Kind(
+            f"J14 cut inside a character, {e}",
+            raw(f'{GOOD}\n{{"text": "酒店'.encode(e)[:-1]),
+            r"data\.jsonl:2 \(byte \d+\): the file ends inside a character: the last line is incomplete",
+            more=(f"data.encoding={e}",),
+        )
+        for e in ("utf-8", "gb18030")
+    ],
     Kind("J14 the byte is named", raw(GOOD.encode() + b'\n{"text": "\xff"}\n'), rf"data\.jsonl:2 \(byte {len(GOOD) + 1 + 10}\)"),
     *[
         Kind(f"J15 {e}", raw(f"{GOOD}\n{OTHER}\n".encode(e)), rf"data\.jsonl.*: (this is {e[:6].upper()}|looks like UTF-16)", record=False)

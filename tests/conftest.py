@@ -220,3 +220,28 @@ def _inside(entry: object) -> Iterator[tuple[str, dict]]:
         if at and not key.startswith("_"):
             node = yaml.safe_load((CONFIGS / group.lstrip("/") / f"{choice}.yaml").read_text())
             yield key, {k: v for k, v in node.items() if k != "modality"}
+
+
+# two layers, dropout, accumulation, random masks, cosine, running average; epochs of a few steps, a checkpoint every ten
+WORKLOAD = [
+    "objective=masked_lm",
+    *TINY,
+    "model.layers=2",
+    "model.dropout=0.1",
+    "data.max_length=16",
+    "trainer.batch_size=16",
+    "trainer.micro_batch_size=8",
+    "trainer.save_every=10",
+    "trainer.eval_every=16",
+    "trainer.log_every=4",
+    "trainer.deterministic=true",
+    "optimizer.schedule=cosine",
+    "optimizer.ema=0.95",
+    "optimizer.lr=1e-3",
+]
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> list[str]:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"text": r["text"]} for r in rows(512)])
+    return ["pretrain", f"data.train={data}", *WORKLOAD]

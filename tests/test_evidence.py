@@ -1,7 +1,6 @@
 """Neighbours, probes and spread against the field's own code and formulas; the watch keeps to its share of the time."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,33 +11,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from sslcli.data.pixels import Pixels
 from sslcli.errors import BadInput
 from sslcli.evidence import neighbours, probe, spread
-from sslcli.evidence.baseline import baseline
-from sslcli.evidence.watch import SHARE, Watch, labels_of, transfer, vectors_of
-from sslcli.frozen import RIDGES, labelled, linear, only_last, rounding, whitening
-from sslcli.losses import spread as deviation
-from tests.splits import Small, split
-
-NAMES = [str(i) for i in range(10)]
+from sslcli.frozen import RIDGES, linear, only_last, whitening
+from tests.splits import Small
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     found = load_digits()
     return torch.tensor(found.data).float(), torch.tensor(found.target)
-
-
-@pytest.fixture(scope="module")
-def pictures() -> tuple[np.ndarray, list[str]]:
-    found = load_digits()
-    return (found.images / 16 * 255).astype(np.uint8)[:, None], [str(t) for t in found.target]
-
-
-@pytest.fixture
-def processor() -> Pixels:
-    return Pixels(8, 1, [0.3], [0.37], False)
 
 
 # neighbours
@@ -140,28 +122,6 @@ def test_what_rounding_would_drown_is_not_relied_on(digits) -> None:
     assert probe.accuracy(*aware, rounded, y[900:]) > 0.7
 
 
-def test_rounding_is_measured_and_leaves_the_weights_alone(tmp_path: Path, pictures, processor) -> None:
-    from functools import partial
-
-    from sslcli.core import Places
-    from sslcli.data.stream import Stream
-
-    store = split(tmp_path / "a", pictures[0][:600], pictures[1][:600], NAMES)
-
-    def read(rows: np.ndarray, keys: np.ndarray) -> dict[str, torch.Tensor]:
-        return {**processor.read(store, rows, keys), "label": torch.zeros(len(rows))}
-
-    stream, model = Stream(Places(600), partial(read), 64, 0), Small().eval()
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    assert rounding(model, processor, stream) is None
-    with torch.autocast("cpu", torch.bfloat16):
-        found = rounding(model, processor, stream)
-        exact, _ = labelled(model, processor, stream, 10_000)
-    assert found is not None and found.shape == (200, 32) and 1e-4 < float(found.abs().mean()) < 0.05
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert torch.equal(exact, vectors_of(model, processor, store)), "vectors are those of the weights, whatever autocast says"
-
-
 def test_a_constant_feature_and_one_of_a_large_offset_do_not_hurt(digits) -> None:
     x, y = digits[0][:300].clone(), digits[1][:300]
     target = F.one_hot(y, 10).float()
@@ -214,136 +174,3 @@ def test_only_the_last_blocks_learn() -> None:
     assert not model.embedding.weight.requires_grad and model.blocks[0][0].weight.requires_grad
     with pytest.raises(BadInput, match="3 blocks"):
         only_last(model, 4)
-
-
-# watch
-
-
-class Clock:
-    """Time that passes when it is told to, and a little with every look at it."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
-
-
-def test_the_watch_scores_with_labels_and_without(tmp_path: Path, pictures, processor) -> None:
-    images, gold = pictures
-    model = Small().train()
-    for name, store in (
-        ("probe", split(tmp_path / "a", images, gold, NAMES)),
-        (None, split(tmp_path / "b", images, ["x"] * len(gold), ["x"])),
-    ):
-        clock = Clock()
-        watch = Watch(processor, store, clock=clock)
-        assert watch.metric == name
-        clock.now += 1000
-        scores = watch(model)
-        wanted = {"knn", "probe"} if name else {"alignment"}
-        assert set(scores) == {"rankme", "feature_std", "uniformity", *wanted} and model.training
-        ((_, rows),) = watch.sample
-        found = vectors_of(model.eval(), processor, store, rows)
-        assert scores["rankme"] == pytest.approx(spread.rankme(found), rel=1e-3)
-        assert scores["feature_std"] == pytest.approx(float(deviation(found)), rel=1e-3)
-        model.train()
-        if name:
-            assert scores["knn"] > 0.5 and scores["probe"] > 0.8, "even an untrained network says something of digits"
-            assert len(rows) == len(set(rows.tolist())) >= 256
-        else:
-            assert scores["alignment"] == pytest.approx(0, abs=1e-6), "without an augmentation both views are the picture"
-
-
-def test_the_watch_takes_held_out_pictures_first(tmp_path: Path, pictures, processor) -> None:
-    images, gold = pictures
-    valid, train = split(tmp_path / "a", images[:90], gold[:90], NAMES), split(tmp_path / "b", images[90:], gold[90:], NAMES)
-    clock = Clock()
-    watch = Watch(processor, valid, train, clock=clock)
-    clock.now += 1e-3
-    watch._afford(Small(), 0.0)
-    assert [len(rows) for _, rows in watch.sample] == [90, 256 - 90], "all that are held out, then as many others as are allowed"
-    clock.now += 1000
-    assert watch(Small())["probe"] > 0.5
-    unlabelled = Watch(processor, split(tmp_path / "c", images[:90], ["?"] * 90, NAMES), train)
-    assert unlabelled.metric == "probe" and len(unlabelled.pool) == 1, "pictures without labels have no part in a probe"
-
-
-def test_the_watch_keeps_to_its_share(tmp_path: Path, pictures, processor) -> None:
-    images, gold = pictures
-    clock = Clock()
-    watch = Watch(processor, split(tmp_path / "a", images, gold, NAMES), clock=clock)
-    look = watch._look
-
-    def slow(model: Small) -> dict[str, float]:
-        clock.now += 2.0
-        return look(model)
-
-    watch._look = slow  # type: ignore[method-assign]
-    looks = 0
-    for _ in range(100):
-        clock.now += 10  # of training
-        looks += bool(watch(Small()))
-        trained = clock.now - watch.spent
-        assert watch.spent <= max(SHARE * trained, 2.1), "after the first look, whose cost was not known, never more than its share"
-    assert 5 <= looks <= 16 and watch.spent <= SHARE * (clock.now - watch.spent) + 0.1
-
-
-def test_the_last_network_is_looked_at_whatever_it_costs(tmp_path: Path, pictures, processor) -> None:
-    """Else the network of the one early look that a quick run can afford would count as its best, and be delivered."""
-    images, gold = pictures
-    clock = Clock()
-    watch = Watch(processor, split(tmp_path / "a", images, gold, NAMES), clock=clock)
-    look = watch._look
-
-    def slow(model: Small) -> dict[str, float]:
-        clock.now += 2.0
-        return look(model)
-
-    watch._look = slow  # type: ignore[method-assign]
-    clock.now += 1
-    assert watch(Small()), "the first costs nothing that is known"
-    clock.now += 1
-    assert not watch(Small()) and watch(Small(), last=True)
-
-
-def test_the_whole_protocol_at_the_end(tmp_path: Path, pictures, processor) -> None:
-    images, gold = pictures
-    train, test = split(tmp_path / "a", images[:1000], gold[:1000], NAMES), split(tmp_path / "b", images[1000:], gold[1000:], NAMES)
-    model = Small().eval()
-    scores = transfer(model, processor, train, test)
-    bank, asked = vectors_of(model, processor, train), vectors_of(model, processor, test)
-    known, true = (torch.from_numpy(labels_of(s)[0]) for s in (train, test))
-    assert scores["knn"] == pytest.approx(neighbours.accuracy(bank, known, asked, true), abs=1e-6)
-    some = [g if i % 2 else "?" for i, g in enumerate(gold[:1000])]
-    half = transfer(model, processor, split(tmp_path / "d", images[:1000], some, NAMES), test)
-    odd = torch.arange(1, 1000, 2)
-    assert half["knn"] == pytest.approx(neighbours.accuracy(bank[odd], known[odd], asked, true), abs=1e-6), "half of the labels missing"
-    low, high = scores["probe_interval"]
-    assert low < scores["probe"] < high
-    assert transfer(model, processor, split(tmp_path / "c", images[:9], ["x"] * 9, ["x"]), test) == {}
-
-
-# baselines
-
-
-def test_raw_pixels_are_a_baseline(tmp_path: Path, pictures, processor) -> None:
-    from sslcli import metrics
-
-    images, gold = pictures
-    train, test = split(tmp_path / "a", images[:1000], gold[:1000], NAMES), split(tmp_path / "b", images[1000:], gold[1000:], NAMES)
-
-    class Classifies:
-        labels, processor = NAMES, None
-
-        def score(self, guess: list, gold: list) -> dict:
-            return metrics.classification([NAMES.index(x) for x in gold], [NAMES.index(x) for x in guess], NAMES)
-
-    task = Classifies()
-    task.processor = processor
-    found = baseline(task, train, test)  # type: ignore[arg-type]
-    assert found is not None and found["method"] == "raw pixels, 5-NN by correlation" and "report" not in found
-    x = images.reshape(len(images), -1).astype(float)
-    model = KNeighborsClassifier(5, metric="correlation", algorithm="brute").fit(x[:1000], gold[:1000])
-    assert found["accuracy"] == pytest.approx(model.score(x[1000:], gold[1000:]), abs=0.005) and found["majority_accuracy"] < 0.2

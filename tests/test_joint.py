@@ -10,7 +10,8 @@ import torch
 
 from sslcli.optim import Optimizer
 from tests.conftest import TINY, rows, write_jsonl
-from tests.test_adversarial import far, gradients, log  # noqa: F401  (a fixture)
+from tests.test_adversarial import far
+from tests.test_adversarial_commands import gradients, log  # noqa: F401  (a fixture)
 from tests.test_resume import tensors
 
 SMALL = [*TINY, "data.max_length=16", "trainer.batch_size=16", "trainer.log_every=1", "baseline=false"]

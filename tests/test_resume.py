@@ -6,39 +6,13 @@ import os
 import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sslcli import checkpoint
-from sslcli.commands.warm import Oven, Warm
-from tests.conftest import TINY, rows, write_jsonl
-
-# two layers, dropout, accumulation, random masks, cosine, running average; epochs of a few steps, a checkpoint every ten
-WORKLOAD = [
-    "objective=masked_lm",
-    *TINY,
-    "model.layers=2",
-    "model.dropout=0.1",
-    "data.max_length=16",
-    "trainer.batch_size=16",
-    "trainer.micro_batch_size=8",
-    "trainer.save_every=10",
-    "trainer.eval_every=16",
-    "trainer.log_every=4",
-    "trainer.deterministic=true",
-    "optimizer.schedule=cosine",
-    "optimizer.ema=0.95",
-    "optimizer.lr=1e-3",
-]
-
-
-@pytest.fixture
-def workload(tmp_path: Path) -> list[str]:
-    data = write_jsonl(tmp_path / "data.jsonl", [{"text": r["text"]} for r in rows(512)])
-    return ["pretrain", f"data.train={data}", *WORKLOAD]
+from tests.conftest import rows, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -268,37 +242,6 @@ def test_a_busy_folder_is_exit_9(ssl, workload, tmp_path) -> None:
         done = ssl(*workload, "trainer.steps=2", f"run.dir={tmp_path / 'a'}")
         assert done.code == 9 and "in use by process" in done.err
         assert ssl("pretrain", f"run.dir={tmp_path / 'a'}", "resume=auto").code == 9
-
-
-def start(oven: Oven, workload: list[str], folder: Path, *more: str) -> Warm:
-    with (folder / "said").open("wb") as said:
-        return oven.start([*workload, *more, "-q"], said, said, os.environ, str(folder))
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(ssl, oven, workload, tmp_path, kills) -> None:
-    """kill -9, again and again, until the run ends."""
-    assert ssl(*workload, "trainer.steps=200", "run.dir=whole").code == 0
-    random_, killed = random.Random(kills), 0
-    while killed < kills:
-        process = start(oven, workload, tmp_path, "trainer.steps=200", "run.dir=cut", "resume=auto")
-        # wait for training to begin, so that most kills fall into steps and saves
-        root, since = tmp_path / "cut" / "metrics.jsonl", time.monotonic()
-        size = root.stat().st_size if root.exists() else 0
-        while process.poll() is None and time.monotonic() - since < 60 and not (root.exists() and root.stat().st_size > size):
-            time.sleep(0.02)
-        time.sleep(random_.uniform(0, 0.5))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        assert process.wait() in (0, -9), (tmp_path / "said").read_text()
-        if process.returncode == 0 and killed < kills:
-            break
-    assert killed > 0
-    assert ssl("pretrain", "run.dir=cut", "resume=auto").code == 0
-    assert tensors(tmp_path / "cut") == tensors(tmp_path / "whole")
-    assert log(tmp_path / "cut") == log(tmp_path / "whole")
-    assert not list((tmp_path / "cut" / "checkpoints").glob(".tmp-*"))
 
 
 def test_a_run_that_never_began_leaves_no_folder(ssl, workload, tmp_path) -> None:

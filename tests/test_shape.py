@@ -14,6 +14,11 @@ BELOW_METHODS += ("augment", "schema", "unlabelled")
 READING_PATH = ("cli", "config", "core", "trainer", "adversarial/plain", "checkpoint", "distributed")
 
 
+@pytest.mark.parametrize("path", [*Path(__file__).parent.glob("*.py"), *PACKAGE.parent.glob("scripts/**/*.py")], ids=lambda p: p.stem)
+def test_what_stands_around_the_package_is_no_longer(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").count("\n") <= 300
+
+
 def imports(path: Path) -> set[str]:
     """Modules of this package that a file imports, as `data.store`."""
     found = set()

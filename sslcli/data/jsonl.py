@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sslcli.data.lines import Bad, lines
+from sslcli.data.lines import CUT, Bad, lines
 
 MAX_DEPTH, MAX_DIGITS = 64, 400
 
@@ -69,8 +69,7 @@ def records(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | 
         else:
             yield number, record
     if waiting:
-        hint = "the last line is incomplete (the program that wrote it was cut off?); remove it or write it again"
-        yield Bad(waiting.record, hint, waiting.byte)
+        yield Bad(waiting.record, CUT, waiting.byte)
 
 
 def parse(text: str, number: int, offset: int) -> dict[str, Any] | Bad:

@@ -9,6 +9,8 @@ import pyarrow
 MAX_RECORD = 16_000_000  # bytes of one record
 MAX_RATIO = 200  # bytes out of one compressed byte
 CHUNK = 1 << 20
+CUT = "the last line is incomplete (the program that wrote it was cut off?); remove it or write it again"
+INSIDE = ("unexpected end of data", "incomplete multibyte sequence")  # of a character, as decoders of UTF-8 and of GB18030 say it
 
 BOMS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -103,7 +105,7 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, int, str] | Bad]:
         number += 1
         if carry.count(b"\r") > 1 and b"\r\n" not in carry and number == 1:
             raise Unreadable(Bad(1, "lines end in CR alone (old Mac); convert them to LF", offset, fatal=True))
-        yield _decode(carry, number, offset, encoding)
+        yield _decode(carry, number, offset, encoding, last=True)
 
 
 def _strip_bom(chunk: bytes, encoding: str) -> tuple[bytes, int]:
@@ -122,7 +124,7 @@ def _strip_bom(chunk: bytes, encoding: str) -> tuple[bytes, int]:
     return chunk, 0
 
 
-def _decode(piece: bytes, number: int, offset: int, encoding: str) -> tuple[int, int, str] | Bad:
+def _decode(piece: bytes, number: int, offset: int, encoding: str, last: bool = False) -> tuple[int, int, str] | Bad:
     if piece.endswith(b"\r"):
         piece = piece[:-1]
     if len(piece) > MAX_RECORD:
@@ -133,6 +135,8 @@ def _decode(piece: bytes, number: int, offset: int, encoding: str) -> tuple[int,
     try:
         return number, offset, piece.decode(encoding)
     except UnicodeDecodeError as error:
+        if last and error.end == len(piece) and error.reason in INSIDE:
+            return Bad(number, f"the file ends inside a character: {CUT}", offset + error.start)
         return Bad(number, f"not valid {encoding}{_guess(piece, encoding)}", offset + error.start)
 
 
