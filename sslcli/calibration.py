@@ -117,7 +117,10 @@ class Calibration:
             found.pop("folded")
             thresholds = thresholds and [float(thresholds[x]) for x in labels]
             confident = math.inf if isinstance(confident, str) else confident
-            return cls(found.pop("temperature"), thresholds, confident, found)
+            heat, confident = (None if x is None else float(x) for x in (found.pop("temperature"), confident))
+            if heat is not None and not 0 < heat < math.inf:
+                raise ValueError(f"a temperature of {heat}")
+            return cls(heat, thresholds, confident, found)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"{at(path)}: damaged ({type(error).__name__}: {error}); finish the run with resume=auto") from error
 

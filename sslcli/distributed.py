@@ -52,7 +52,7 @@ class World:
                 dist.broadcast(tensor.data, 0)
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over ranks of a few numbers: batch weights and flags. The one thing that every step waits for."""
+        """Sums over ranks of a few numbers: batch weights and flags. Every step waits for these."""
         if self.size == 1:
             return list(values)
         message = torch.tensor(values, dtype=torch.float64)

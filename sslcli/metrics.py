@@ -191,8 +191,12 @@ def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> di
     """gold, guess [N, C] of 0 and 1: exact-match accuracy, micro- and macro-F1."""
     from sklearn.metrics import classification_report, f1_score
 
-    exact = (gold == guess).all(1)
-    report = classification_report(gold, guess, target_names=list(names), output_dict=True, zero_division=0)
+    if len(names) == 1:  # scikit-learn takes one column for two classes; a label that is never there nor said changes no sum
+        gold_, guess_ = (np.concatenate([x, np.zeros_like(x)], 1) for x in (gold, guess))
+    else:
+        gold_, guess_ = gold, guess
+    exact, columns = (gold == guess).all(1), range(len(names))
+    report = classification_report(gold_, guess_, labels=columns, target_names=list(names), output_dict=True, zero_division=0)
     counts = np.concatenate([gold & guess, gold, guess], 1).astype(np.int64)
 
     def macro(sums: np.ndarray) -> np.ndarray:
@@ -202,9 +206,9 @@ def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> di
     return {
         "accuracy": float(exact.mean()),
         "accuracy_interval": interval(exact.astype(np.int64)[:, None], lambda s: s[:, 0] / len(exact)),
-        "macro_f1": float(f1_score(gold, guess, average="macro", zero_division=0)),
+        "macro_f1": float(f1_score(gold_, guess_, labels=columns, average="macro", zero_division=0)),
         "macro_f1_interval": interval(counts, macro),
-        "micro_f1": float(f1_score(gold, guess, average="micro", zero_division=0)),
+        "micro_f1": float(f1_score(gold_, guess_, labels=columns, average="micro", zero_division=0)),
         "micro_f1_interval": interval(np.stack([c.sum(1) for c in np.split(counts, 3, axis=1)], 1), _f1),
         "report": {k: _rounded(v) for k, v in report.items()},
     }
@@ -223,7 +227,8 @@ def ordinal(gold: Sequence[int] | np.ndarray, guess: Sequence[int] | np.ndarray)
     from sklearn.metrics import cohen_kappa_score
 
     distance = np.abs(np.asarray(gold) - np.asarray(guess))
-    kappa = cohen_kappa_score(gold, guess, weights="quadratic") if len(np.union1d(gold, guess)) > 1 else 1.0
+    ranks = range(1 + max(np.max(gold), np.max(guess)))  # those that do not occur are as far apart
+    kappa = cohen_kappa_score(gold, guess, weights="quadratic", labels=ranks) if len(np.union1d(gold, guess)) > 1 else 1.0
     kappa_interval = _kappa_interval(np.asarray(gold, np.int64), np.asarray(guess, np.int64))
     mae_interval = interval(distance.astype(np.int64)[:, None], lambda s: s[:, 0] / len(distance))
     return {

@@ -72,7 +72,6 @@ class Optimizer:
         self.engines = _engines(kind, groups, self.names, self.masters, self.lr, betas)
         tuned = getattr(getattr(modules, "model", None), "tuned", None)  # hf.tuning.Peft
         self.tuned = tuned if tuned is not None and tuned.steers else None
-        self.live = [True] * len(self.masters)  # which had a gradient when there last were any
         self.refused = torch.zeros((), device=self.masters[0].device)  # steps with non-finite gradients, which moved nothing
 
     def step(self, world: World, step: int) -> Tensor:
@@ -101,14 +100,13 @@ class Optimizer:
         return norm
 
     def _join(self, world: World) -> None:
-        """A rank without rows (the last batch of an epoch may be that small) takes part in the sum with zeros."""
+        """A rank without rows of a term (the last batch of an epoch may be that small) takes part in the sum with zeros."""
         if world.size == 1:
             return
-        if any(m.grad is not None for m in self.masters):
-            self.live = [m.grad is not None for m in self.masters]
-            return
-        for master, live in zip(self.masters, self.live, strict=True):
-            master.grad = torch.zeros_like(master) if live else None
+        some = world.sum([float(m.grad is not None) for m in self.masters])
+        for master, ranks in zip(self.masters, some, strict=True):
+            if ranks and master.grad is None:
+                master.grad = torch.zeros_like(master)
 
     def forget_gradients(self) -> None:
         for tensor in (*self.masters, *self.weights):

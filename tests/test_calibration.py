@@ -205,3 +205,7 @@ def test_few_held_out_examples_choose_no_weights(typed, labelled: Path, tmp_path
         assert done.code == 0, done.err
         found[name] = (done.result["train"]["best_step"] is None, "too few to choose weights by" in done.err)
     assert found == {"few": (True, True), "asked": (False, False), "many": (False, False)}
+    windows = ["data.too_long=window", "data.max_length=16"]  # of an example that is long; examples are what is counted
+    long = write_jsonl(tmp_path / "long.jsonl", [{**row, "text": " ".join([row["text"]] * 9)} for row in rows(30, seed=9)])
+    done = typed("finetune", f"data.train={labelled}", f"data.valid={long}", *quick, *windows, "run.dir=windows")
+    assert done.code == 0 and done.result["train"]["best_step"] is None and "30 examples are too few" in done.err, done.err

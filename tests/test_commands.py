@@ -74,6 +74,8 @@ def test_a_stopped_sweep_passes_it_on_and_says_how_to_go_on(ssl, labelled: Path,
             return 75
 
     monkeypatch.setattr(sweep.warm, "POSSIBLE", False)
+    none = ssl("finetune", "-m", f"data.train={labelled}", *QUICK, "seed=0,1", "sweep.dir=sweep", "sweep.parallel=0")
+    assert none.code == 2 and "sweep.parallel: " in none.err and not Path("sweep").exists()
     monkeypatch.setattr(sweep.subprocess, "Popen", Stopped)
     done = ssl("finetune", "-m", f"data.train={labelled}", *QUICK, "seed=0,1", "sweep.dir=sweep", "sweep.parallel=2")
     assert done.code == 75 and "stopped by SIGINT; the same command with sweep.dir=sweep goes on" in done.err and len(told) == 2

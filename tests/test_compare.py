@@ -105,6 +105,41 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert rows["TF-IDF"]["mean"] == pytest.approx(0.51) and rows["TF-IDF"]["difference"] == pytest.approx(0.51 - 0.8)
 
 
+@pytest.fixture
+def over_seeds(monkeypatch: pytest.MonkeyPatch) -> list[list]:
+    """Rows of the table of that name."""
+    rows: list[list] = []
+    monkeypatch.setattr(Screen, "table", lambda _, title, __, shown: rows.extend(shown if title.startswith("over seeds") else []))
+    return rows
+
+
+def test_the_baseline_is_beside_its_own_setting(tmp_path: Path, over_seeds) -> None:
+    """Two numbers of labels: what a cheap method makes of 32 is not held against what a network made of two."""
+    jobs = []
+    for shots, cheap, score in (("2", 0.3, 0.5), ("32", 0.9, 0.95)):
+        for value in ("null", "lora"):
+            made = [_made(tmp_path / shots, value, seed, score) for seed in (0, 1)]
+            for job in made:
+                job.choice |= {"data.shots": shots}
+                job.cheap = {"test_accuracy": cheap}
+            jobs += made
+    compared, _ = _compared(tmp_path, jobs)
+    found = [(row["data.shots"], row["mean"], row["difference"]) for row in compared["rows"] if row.get("baseline")]
+    assert found == [("2", 0.3, pytest.approx(-0.2)), ("32", 0.9, pytest.approx(-0.05))]
+    report(tmp_path, jobs, None, Screen(quiet=True))
+    cheap_rows = [row[:5] for row in over_seeds if row[0] == "baseline" and row[2] == "test_accuracy"]
+    assert cheap_rows == [["baseline", shots, "test_accuracy", 2, pytest.approx(cheap)] for shots, cheap in (("2", 0.3), ("32", 0.9))]
+
+
+def test_an_interval_over_seeds_holds_its_mean(tmp_path: Path, over_seeds) -> None:
+    """Of scores that are no shares too."""
+    jobs = [_made(tmp_path, "null", seed, loss, split="valid", key="loss") for seed, loss in ((0, 4.7), (1, 4.9))]
+    jobs += [_made(tmp_path, "lora", seed, s, key="spearman") for seed, s in ((0, -0.2), (1, -0.18))]
+    report(tmp_path, jobs, None, Screen(quiet=True))
+    ends = {row[1]: (row[3], *map(float, row[4].split(" to "))) for row in over_seeds if row[0] != "baseline"}
+    assert {"valid_loss", "test_spearman"} <= set(ends) and all(low < mean < high for mean, low, high in ends.values()), ends
+
+
 def test_what_failed_is_left_out_of_both_sides(tmp_path: Path) -> None:
     jobs = [_made(tmp_path, "null", 0, 0.5), _made(tmp_path, "null", 1, 0.7), _made(tmp_path, "lora", 0, 0.6)]
     jobs += [_made(tmp_path, "lora", 1, 0.0, code=4), *(_made(tmp_path, "vera", s, 0.0, code=2) for s in (0, 1))]

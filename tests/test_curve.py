@@ -39,14 +39,18 @@ def test_needed_labels_by_hand() -> None:
     assert efficiency.needed(places, values, np.array([0.05])) == -np.inf  # with fewer than the fewest
 
 
-@pytest.mark.parametrize("kind", ["single", "several", "tags"])
+@pytest.mark.parametrize("kind", ["single", "several", "labels like tags", "without a match", "tags"])
 def test_counts_add_up_to_the_score(tmp_path: Path, kind: str) -> None:
     pairs = {
         "single": ([("a", "a"), ("b", "a"), ("a", "b"), ("b", "b")], 0.5),
         "several": ([(["x"], ["x", "y"]), (["y", "z"], ["y"])], 2 * 2 / (3 + 3)),
+        "labels like tags": ([(["A-side"], ["A-side", "B-side"]), (["O"], ["O"])], 2 * 2 / (2 + 3)),
+        "without a match": ([("a", "a"), ("b", "a"), ("a", None)], 0.5),
         "tags": ([(["B-PER", "I-PER", "O"], ["B-PER", "I-PER", "O"]), (["B-LOC", "O"], ["B-PER", "O"])], 2 * 1 / (2 + 2)),
     }[kind]
-    write_jsonl(tmp_path / "p.jsonl", [{"prediction": said, "gold": gold} for said, gold in pairs[0]])
+    words = ["some", "words"] if kind == "tags" else "some words"
+    lines = [{"prediction": said, "gold": gold, "input": words, "rank": -1 if gold is None else 0} for said, gold in pairs[0]]
+    write_jsonl(tmp_path / "p.jsonl", lines)
     assert efficiency.score(counts_of(tmp_path / "p.jsonl").sum(0)) == pytest.approx(pairs[1])
 
 
@@ -135,6 +139,8 @@ def test_the_verb_from_runs_to_a_sentence(ssl, tmp_path: Path, corpus: Path, lab
     words = ["from=lm", f"data.train={labelled}", "curve.labels=[2,8,all]", "curve.seeds=2", "trainer.steps=2", "curve.label_price=2"]
     assert "data.test: missing" in ssl("curve", *words).err
     assert "data.shots: curve.labels says" in ssl("curve", *words, f"data.test={test}", "data.shots=3").err
+    refused = ssl("curve", *words, f"data.test={test}", "task=text_similarity")
+    assert refused.code == 2 and "task=text_similarity: a curve counts right answers" in refused.err and not Path("lm-curve").exists()
     monkeypatch.setattr(sweep.warm, "POSSIBLE", False)
     monkeypatch.setattr(sweep.subprocess, "Popen", Now)
     done = ssl("curve", *words, f"data.test={test}")

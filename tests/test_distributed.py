@@ -124,5 +124,10 @@ def test_a_rank_without_rows_goes_along(ssl, warm, data, tmp_path) -> None:
     done = warm(*command, "trainer.devices=2", "run.dir=two")
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5, abs=1e-6)
+    both = [*command, "task.head=linear", "objective=masked_lm", f"data.unlabelled={data}"]  # it has rows of the other term all the same
+    assert ssl(*both, "run.dir=joint-one").code == 0
+    done = warm(*both, "trainer.devices=2", "run.dir=joint-two")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "joint-two") == pytest.approx(losses(tmp_path / "joint-one"), rel=1e-4, abs=1e-5)
     dry = warm(*command, "trainer.devices=2", "run.dir=dry", "--dry-run")
     assert dry.returncode == 0 and not (tmp_path / "dry").exists(), dry.stderr

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,33 @@ def test_labels_that_were_swapped_are_noticed(ssl, run_of) -> None:
     path.write_text(json.dumps(facts))
     done = ssl("export", "run=run", "out=out")
     assert done.code == 5 and "labels differ" in done.err
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("model/calibration.json", b'{"temperature": "hot", "folded": true, "thresholds": null, "abstain_below": null}'),
+        ("model/calibration.json", b'{"temperature": -1, "folded": true, "thresholds": null, "abstain_below": null}'),
+        ("data.json", b"{}"),
+        ("data.json", b"[]"),
+        ("model/model.safetensors", struct.pack("<Q", 8) + b'{"a":{}}'),
+        ("model/model.safetensors", struct.pack("<Q", 2) + b"[]"),
+    ],
+)
+def test_a_mutated_run_folder_is_no_internal_error(ssl, run_of, path: str, content: bytes) -> None:
+    run_of("classifier")
+    (Path("run") / path).write_bytes(content)
+    done = ssl("export", "run=run", "out=out")
+    assert done.code == 5 and path.rsplit("/")[-1] in done.err and "damaged" in done.err and not Path("out").exists(), done.err
+
+
+def test_an_export_into_the_folder_one_is_in(ssl, run_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_of("classifier")
+    run = Path("run").absolute()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    done = ssl("export", f"run={run}", "format=hf", "out=.", "rows=4")
+    assert done.code == 0 and (tmp_path / "empty" / "config.json").is_file(), done.err
 
 
 def test_an_export_does_not_overwrite(ssl, run_of) -> None:

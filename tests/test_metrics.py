@@ -119,6 +119,34 @@ def test_multi_label_and_ordinal_scores() -> None:
     assert ranks["mae"] == pytest.approx(1 / 3) and ranks["quadratic_kappa"] == pytest.approx(0.8)
 
 
+def test_ranks_that_do_not_occur_are_as_far_apart() -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    gold, guess = [0, 0, 0, 3, 3, 4, 4, 0], [0, 3, 0, 3, 4, 4, 3, 4]
+    scores = metrics.ordinal(gold, guess)
+    assert scores["quadratic_kappa"] == pytest.approx(cohen_kappa_score(gold, guess, weights="quadratic", labels=range(5)))
+    low, high = scores["quadratic_kappa_interval"]
+    assert low < scores["quadratic_kappa"] < high
+
+
+def test_one_label_of_several_is_one_column() -> None:
+    gold, guess = np.array([[1], [1], [0], [0]]), np.array([[1], [0], [0], [1]])
+    scores = metrics.multi_label(gold, guess, ["spam"])
+    assert scores["macro_f1"] == scores["micro_f1"] == scores["report"]["spam"]["f1-score"] == 0.5 == scores["accuracy"]
+    assert scores["report"]["spam"]["support"] == 2
+
+
+def test_marks_without_a_kind_are_of_one_kind() -> None:
+    """As seqeval takes them; a type in their place is a type."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    tags = ["B", "I", "I", "O", "B", "B", "I"]
+    made, mended = to_bio(tags)
+    assert made == ["B-entity", "I-entity", "I-entity", "O", "B-entity", "B-entity", "I-entity"] and mended == 0
+    assert [e[1:] for e in get_entities(made)] == [e[1:] for e in get_entities(tags)]
+    assert to_bio(["S", "O", "B", "E", "PER", "M"])[0] == ["B-entity", "O", "B-entity", "I-entity", "B-PER", "B-M"]
+
+
 def test_mean_interval_is_students() -> None:
     assert metrics.mean_interval([0.9, 1.0], "accuracy")[1] == 1.0 < metrics.mean_interval([0.9, 1.0], "nll")[1]
     assert metrics.mean_interval([0.1, 0.0], "accuracy")[0] == 0.0 > metrics.mean_interval([0.1, 0.0], "spearman")[0] > -1

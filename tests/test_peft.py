@@ -1,6 +1,7 @@
 """Every method of the room `peft`, by its YAML: it learns, nothing else moves, what is saved comes back, merging changes nothing."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,16 @@ def test_targets_by_name_and_rates() -> None:
 def _kind(name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
     part = next(p.values[0] for p in METHODS if p.id == name)
     return part.cls, part.config | changes
+
+
+def test_bottlenecks_train_norms_unless_they_are_told_not_to_or_an_earlier_adapter_did_not(tmp_path: Path) -> None:
+    run = Run(Part("peft", *_kind("adapter")), "text")
+    norms = [n for n in run.method.own if "LayerNorm" in n]
+    assert sorted({n.rsplit(".", 1)[0] for n in norms}) == sorted(f"base.{n}" for n in targets(run.model, "norms"))
+    plain = Run(Part("peft", *_kind("adapter", norms=False)), "text")
+    assert plain.method.own == [n for n in run.method.own if n not in norms]
+    plain.method.save(tmp_path, "base")
+    said = json.loads((tmp_path / "adapter_config.json").read_text())
+    del said["norms"]  # as before they were trained
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    assert Run(Part("peft", *_kind("adapter")), "text", load=tmp_path).method.own == plain.method.own

@@ -160,8 +160,10 @@ def test_consistency_is_told(ssl, command) -> None:
 
 
 def test_rounds_are_run_folders_and_a_finished_run_can_teach(ssl, command) -> None:
-    done = ssl(*command, "objective=self_training", "objective.rounds=1", *STEPS, LOW, "run.dir=a")
+    done = ssl(*command, "objective=self_training", "objective.rounds=1", *STEPS, LOW, "trainer.time_limit=20m", "run.dir=a")
     assert done.code == 0, done.err
+    for number in (0, 1):  # a limit is of all rounds together
+        assert "time_limit: 600.0" in Path(f"a/rounds/{number}/config.yaml").read_text()
     assert "(the labels alone)" in done.err and json.loads(Path("a/metrics.json").read_text())["rounds"]["delivered"] == 1
     alone = ssl(*[w for w in command if "unlabelled" not in w], *STEPS[:3], "run.dir=alone")
     assert alone.code == 0 and tensors(Path("alone")) == tensors(Path("a/rounds/0")), "round 0 is the task alone"

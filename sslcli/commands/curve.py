@@ -94,12 +94,16 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
         raise BadInput("from: missing; name a pretraining run, a folder or a hub name with from=<where>")
     if not tuning["data"].build(tuning["seed"]).has_test:
         raise BadInput("data.test: missing; a curve needs test data that is the same for all its runs")
+    if tuning["task"].cls.embeds:
+        raise BadInput(
+            f"task={given['task'].partition('=')[2]}: a curve counts right answers, and its score is no share of them; compare runs of -m"
+        )
     screen = Screen(flags.get("quiet", False), flags.get("verbose", False))
     root = Path(where.dir or (f"{source}-curve" if Path(source).is_dir() else f"curves/{Path(source).name}"))
     passed = [o for k, o in given.items() if k.split(".")[0] not in ("curve", "sweep", "seed", "from")]
     seeds = range(tuning["seed"], tuning["seed"] + chosen.seeds)
     starts = {WITH: [f"from={source}"], **_untouched(source)}
-    jobs = {name: [_jobs(start, passed, seed, chosen.labels, root) for seed in seeds] for name, start in starts.items()}
+    jobs = {name: [_jobs(start, name == WITH, passed, seed, chosen.labels, root) for seed in seeds] for name, start in starts.items()}
     every = [job for rows in jobs.values() for row in rows for job in row]
     run_all("finetune", every, root, where.parallel, flags, screen)
     for job in (j for j in every if j.code):
@@ -120,11 +124,11 @@ def _untouched(source: str) -> dict[str, list[str]]:
     return {"untouched start": [f"from={before}"]} if before else {SCRATCH: [f"from={source}", "init=random"]}
 
 
-def _jobs(start: Sequence[str], passed: Sequence[str], seed: int, labels: Sequence[Any], root: Path) -> list[Job]:
+def _jobs(start: Sequence[str], first: bool, passed: Sequence[str], seed: int, labels: Sequence[Any], root: Path) -> list[Job]:
     """Cheap baselines beside the first arm alone: they are the same in all."""
     found = []
     for shots in labels:
-        quiet = ["verdict=false", "errors=false", "trainer.seeds=1", *([] if start == [start[0]] else ["baseline=false"])]
+        quiet = ["verdict=false", "errors=false", "trainer.seeds=1", *([] if first else ["baseline=false"])]
         few = [] if shots == "all" else [f"data.shots={shots}"]
         words = [*passed, *quiet, *start, *few, f"seed={seed}"]
         found.append(Job(" ".join(words), {"shots": str(shots), "seed": str(seed)}, words, root))

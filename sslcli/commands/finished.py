@@ -47,12 +47,13 @@ class Finished:
         parts = schema.check(finetune if verb == "finetune" else pretrain, earlier.completed(tree, verb))
         try:
             facts = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            labels = list(map(str, facts["labels_in_order"])) if verb == "finetune" else None
+            seed = int(facts.get("seed", parts["seed"]))  # of several seeds, the one that was delivered
+            length = int(facts["row_length"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"{printable(folder / 'data.json')}: missing or damaged; finish the run with resume=auto") from error
         part = parts["task" if verb == "finetune" else "objective"]
-        labels = facts["labels_in_order"] if verb == "finetune" else None
-        seed = facts.get("seed", parts["seed"])  # of several seeds, the one that was delivered
-        source, length = parts["data"].build(seed), int(facts["row_length"])
+        source = parts["data"].build(seed)
         processor, model, goal = reopened(parts.get("peft"), part, source, folder, length, parts["augment"], labels, facts)
         if isinstance(goal, Task) and goal.classifies:
             goal.calibration = Calibration.load(folder / "model", goal.labels)

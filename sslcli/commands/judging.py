@@ -6,6 +6,7 @@ from typing import Any
 from sslcli.calibration import refuse_too_few
 from sslcli.commands.folder import Folder
 from sslcli.core import Backbone, Task
+from sslcli.data.examples import examples_of
 from sslcli.data.store import Store
 from sslcli.data.stream import Stream
 from sslcli.distributed import World
@@ -30,15 +31,16 @@ class Judging:
         self.task, self.model, self.stream, self.stores, self.world, self.source = task, model, stream, stores, world, source
         self.valid = stores.get("valid")
         self.rows = self.valid.count if self.valid else 0
-        refuse_too_few(self.valid.count if self.valid else None, task.risk)
+        self.held = examples_of(self.valid).count if self.valid else 0  # a row may be a window of an example
+        refuse_too_few(self.held if self.valid else None, task.risk)
 
     def keep_last(self, patience: int | None) -> str | None:
         """Where held-out examples are too few to choose among checkpoints, let the last weights be kept; what to say then."""
-        if self.valid is None or self.rows >= FEWEST or patience is not None:
+        if self.valid is None or self.held >= FEWEST or patience is not None:
             return None
         self.task.metric = ""  # type: ignore[misc]
         how = "trainer.patience=N chooses, and stops, by them all the same"
-        return f"valid  {self.rows} examples are too few to choose weights by: the last are kept ({how})"
+        return f"valid  {self.held} examples are too few to choose weights by: the last are kept ({how})"
 
     @property
     def watch(self) -> Judge | None:

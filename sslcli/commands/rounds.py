@@ -23,7 +23,7 @@ from sslcli.data.store import Store
 from sslcli.distributed import World
 from sslcli.errors import BadInput, Preempted, printable
 from sslcli.evaluation import answers
-from sslcli.log import shown
+from sslcli.log import seconds, shown
 from sslcli.modality import Modality
 from sslcli.run import Run, storage
 from sslcli.schema import Part
@@ -82,7 +82,9 @@ class Rounds:
 
     def _one(self, number: int, screen: Any) -> dict[str, Any]:
         given, place = self.one.keywords, self._place(number)
-        changes: dict[str, Any] = {"run.dir": str(place), "trainer.seeds": 1}
+        trainer, limit = given["trainer"], seconds(given["trainer"].config["time_limit"])
+        own = {"seeds": 1, "time_limit": limit and limit / (1 + given["objective"].config["rounds"])}
+        changes: dict[str, Any] = {"run.dir": str(place), **{f"trainer.{k}": v for k, v in own.items()}}
         objective, call = given["objective"], self.folder.call
         if number:
             teacher = str(self._place(number - 1))
@@ -91,11 +93,10 @@ class Rounds:
         else:  # what is for the unlabelled rows means nothing yet
             changes["objective"], objective = None, None
             call = replace(call, overrides=[o for o in call.overrides if not o.lstrip("+").startswith(("joint.", "data.unlabelled"))])
-        trainer = given["trainer"]
         parts = {
             "call": told(call, screen, changes),
             "run": Part("run", Run, {"dir": str(place), "keep": self.folder.run.keep}),
-            "trainer": Part(trainer.path, trainer.cls, {**trainer.config, "seeds": 1}),
+            "trainer": Part(trainer.path, trainer.cls, {**trainer.config, **own}),
             "objective": objective,
         }
         try:

@@ -32,7 +32,7 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
     own = {o.partition("=")[0]: o.partition("=")[2] for o in overrides if o.startswith("sweep.")}
     rest = [o for o in overrides if not o.startswith("sweep.")]
     unknown = sorted(set(own) - {"sweep.dir", "sweep.parallel"})
-    if unknown or not own.get("sweep.parallel", "1").isdigit():
+    if unknown or not own.get("sweep.parallel", "1").isdecimal() or int(own.get("sweep.parallel", "1")) < 1:
         raise BadInput(
             f"{printable(unknown[0] if unknown else 'sweep.parallel')}: sweep.dir=<folder> and sweep.parallel=<number> are there"
         )

@@ -60,11 +60,14 @@ def compare(jobs: Sequence[Job], comparison: Comparison, score: str) -> dict[str
         means = _means(_by_seed(runs, score), None if plain is runs else _by_seed(plain, score))
         single = done[0].intervals.get(score) if len(done) == 1 else None  # of one run: what its own resampled examples say
         rows.append(dict(zip(keys, setting, strict=True)) | means | ({"interval": single} if single else {}) | costs | {"failed": failed})
-    cheap = {job.choice.get("seed", ""): job.cheap[score] for job in jobs if score in job.cheap}
-    if cheap:
-        method = next(job.method for job in jobs if score in job.cheap)
-        plain = settings[(comparison.values[0], *next(iter(settings))[1:])]
-        rows.append({comparison.axis: method} | _means(cheap, _by_seed(plain, score)) | {"failed": {}, "baseline": True})
+    cheap: dict[tuple[str, ...], list[Job]] = {}  # what else was swept -> runs with a baseline: it is of the same labels, whatever the axis
+    for setting, runs in settings.items():
+        cheap.setdefault(setting[1:], []).extend(job for job in runs if score in job.cheap)
+    for others, runs in cheap.items():
+        if runs:
+            name, plain = dict(zip(keys, (runs[0].method, *others), strict=True)), settings[(comparison.values[0], *others)]
+            found = {job.choice.get("seed", ""): job.cheap[score] for job in runs}
+            rows.append(name | _means(found, _by_seed(plain, score)) | {"failed": {}, "baseline": True})
     return {"axis": comparison.axis, "plain": comparison.values[0], "keys": keys, "score": score, "rows": rows}
 
 
@@ -121,7 +124,8 @@ def _over_seeds(jobs: Sequence[Job], keys: Sequence[str], scores: Sequence[str],
     for job in jobs:
         if "seed" not in job.choice:
             return
-        cheap = (job.method, *("",) * (len(keys) - 1))
+        first, *others = (job.choice[k] if k.startswith("data.") else "" for k in keys or [""])  # a cheap method depends on data alone
+        cheap = (f"{first} baseline".strip(), *others)
         for setting, values in ((tuple(job.choice[k] for k in keys), job.scores), (cheap, job.cheap)):
             for score in scores:
                 if score in values:
@@ -130,10 +134,15 @@ def _over_seeds(jobs: Sequence[Job], keys: Sequence[str], scores: Sequence[str],
     for setting, by_score in found.items():
         for score, by_seed in by_score.items():
             values_ = list(by_seed.values())
-            low, high = mean_interval(values_, score) if len(values_) > 1 else (values_[0], values_[0])
+            low, high = mean_interval(values_, score.partition("_")[2]) if len(values_) > 1 else (values_[0], values_[0])
             spread = f"{min(values_):.4f} to {max(values_):.4f}"
             rows.append([*(setting or ("",)), score, len(values_), statistics.mean(values_), f"{low:.4f} to {high:.4f}", spread])
-    screen.table("over seeds", (*(keys or [""]), "score", "seeds", "mean", "95 % interval", "lowest to highest"), rows)
+    methods = " or ".join(dict.fromkeys(job.method for job in jobs if job.cheap))
+    screen.table(
+        f"over seeds{methods and f' (baseline: {methods})'}",
+        (*(keys or [""]), "score", "seeds", "mean", "95 % interval", "lowest to highest"),
+        rows,
+    )
 
 
 def _failures(jobs: Sequence[Job], screen: Screen) -> None:

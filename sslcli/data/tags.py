@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 SCHEMES = {"B": "B", "I": "I", "E": "I", "L": "I", "S": "B", "U": "B", "M": "I", "W": "B"}
 
+BARE, UNNAMED = ("B", "I", "E", "S", "L", "U"), "entity"
+
 
 def to_bio(tags: Sequence[str]) -> tuple[list[str], int]:
     """(BIO tags, how many of the I tags began an entity that no B had begun)."""
@@ -27,11 +29,14 @@ def to_bio(tags: Sequence[str]) -> tuple[list[str], int]:
 
 
 def split(tag: str) -> tuple[str, str]:
-    """("B", "PER") of "B-PER"; ("I", "PER") of a bare "PER" (IO without marks); ("", "") of O."""
+    """("B", "PER") of "B-PER"; ("I", "PER") of a bare "PER" (IO without marks); ("B", "entity") of a bare "B", as where all entities are
+    of one kind; ("", "") of O."""
     if tag in ("O", "o", ""):
         return "", ""
     if len(tag) > 2 and tag[1] in "-_" and tag[0] in SCHEMES:
         return tag[0], tag[2:]
+    if tag in BARE:
+        return tag, UNNAMED
     return "I", tag
 
 

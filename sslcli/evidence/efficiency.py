@@ -54,25 +54,24 @@ def score(sums: np.ndarray) -> np.ndarray:
 def counts_of(path: Path) -> np.ndarray:
     """[N, C] of a predictions.jsonl."""
     with path.open(encoding="utf-8") as file:
-        found = [tally(row["prediction"], row["gold"]) for row in map(json.loads, file)]
+        rows = (row for row in map(json.loads, file) if row.get("rank", 0) >= 0)  # -1: nothing of its kind was to be found
+        found = [tally(row["prediction"], row["gold"], isinstance(row["input"], list)) for row in rows]
     return np.array(found, np.float64) if found else np.zeros((0, 2))
 
 
-def tally(said: Any, gold: Any) -> tuple[float, ...]:
-    """What a row brings: of single labels (right, 1); of several labels or tags (found rightly, said, true)."""
+def tally(said: Any, gold: Any, tagged: bool) -> tuple[float, ...]:
+    """What a row brings: of single labels (right, 1); of several labels, or of the entities that tags mark (found rightly, said, true)."""
     if not isinstance(gold, list):
         return float(said == gold), 1.0
-    said_, gold_ = _found(said), _found(gold)
+    said_, gold_ = (_entities(x) if tagged else set(x) for x in (said, gold))
     return float(len(said_ & gold_)), float(len(said_)), float(len(gold_))
 
 
-def _found(labels: Sequence[str]) -> set[Any]:
-    """A set of labels; of tags (B-x, I-x, O), the entities that they mark, with their places."""
-    if any(x == "O" or x[:2] in ("B-", "I-") for x in labels):
-        from seqeval.metrics.sequence_labeling import get_entities
+def _entities(tags: Sequence[str]) -> set[Any]:
+    """With their places."""
+    from seqeval.metrics.sequence_labeling import get_entities
 
-        return set(get_entities(list(labels)))
-    return set(labels)
+    return set(get_entities(list(tags)))
 
 
 def isotonic(values: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ class Mistakes:
     def _add(self, row: Mapping[str, Any], traits: Mapping[str, Sequence[Any]]) -> None:
         gold, said, shown = row["gold"], row["prediction"], row["input"]
         tagged = isinstance(shown, list)
-        self.counts.append(tally(said, gold))
+        self.counts.append(tally(said, gold, tagged))
         self.pairs.update(_confused(gold, said, tagged))
         self.seen.update(_kinds(gold) if tagged else gold if isinstance(gold, list) else [gold])
         own = sorted(set(_kinds(gold)) - {"O"}) if tagged else gold

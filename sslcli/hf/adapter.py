@@ -122,7 +122,14 @@ def checked(
     return found
 
 
-_UNSAID = {"lora_dropout": 0.0, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "prefix_projection": False}  # before they were
+_UNSAID = {
+    "lora_dropout": 0.0,
+    "lora_alpha": 8,
+    "use_rslora": False,
+    "use_dora": False,
+    "prefix_projection": False,
+    "norms": False,
+}  # before they were
 
 
 def renamed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

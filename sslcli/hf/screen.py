@@ -65,9 +65,9 @@ def check_header(path: Path) -> None:
             raise BadCheckpoint(f"{at(path)}: not a safetensors file (a header of {length} bytes in {size}); fetch it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+            spans = sorted((int(v["data_offsets"][0]), int(v["data_offsets"][1])) for k, v in header.items() if k != "__metadata__")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise BadCheckpoint(f"{at(path)}: its header is damaged; fetch it again") from error
-    spans = sorted(tuple(v["data_offsets"]) for k, v in header.items() if k != "__metadata__")
     end = 0
     for start_at, stop in spans:
         if start_at != end or stop < start_at:

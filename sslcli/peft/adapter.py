@@ -8,16 +8,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcli.hf.targets import INNER, OUTPUTS, targets
+from sslcli.hf.targets import FAMILIES, INNER, NORMS, OUTPUTS, targets
 from sslcli.hf.tuning import Learnt, Targets
 
 
 class Adapter(Learnt):
     """y + up(f(down(y))) of a part's output y, before the residual is added; the identity at first. `houlsby`: after attention and after
-    the feed-forward part; `pfeiffer`: after the latter alone. `reduction`: the width over the bottleneck's."""
+    the feed-forward part; `pfeiffer`: after the latter alone. `reduction`: the width over the bottleneck's. `norms`: the gains and
+    shifts of the layers' normalisations are trained too, as by Houlsby."""
 
     type = "BOTTLENECK"
-    said: ClassVar[Mapping[str, str]] = {"style": "style", "reduction": "reduction"}
+    said: ClassVar[Mapping[str, str]] = {"style": "style", "reduction": "reduction", "norms": "norms"}
     merges = False
 
     def __init__(
@@ -25,11 +26,12 @@ class Adapter(Learnt):
         *,
         style: Literal["houlsby", "pfeiffer"],
         reduction: Annotated[float, Field(ge=1, le=4096)],
+        norms: bool,
         targets: Targets,
         load: str | None,
     ):
         super().__init__(targets, load)
-        self.style, self.reduction = style, float(reduction)
+        self.style, self.reduction, self.norms = style, float(reduction), norms
 
     def put(self, model: Any) -> None:
         self.names = self.names or targets(model, OUTPUTS if self.style == "houlsby" else INNER, self.targets)
@@ -42,6 +44,10 @@ class Adapter(Learnt):
             bottleneck = _Bottleneck(width, max(1, round(width / self.reduction)), self.style == "houlsby")
             model.bottlenecks[name.replace(".", "/")] = bottleneck
             linear.register_forward_hook(bottleneck.after)
+        if self.norms and model.family not in FAMILIES:
+            raise ValueError(f"norms: which modules normalise is not known of the {model.family} family; use peft.norms=false")
+        for name in targets(model, NORMS) if self.norms else ():
+            model.base.get_submodule(name).requires_grad_(True)
 
     def tensors(self) -> dict[str, Tensor]:
         return {_saved(n): t for n, t in super().tensors().items()}
@@ -68,5 +74,7 @@ class _Bottleneck(nn.Module):
 
 def _saved(name: str) -> str:
     """bottlenecks.encoder/layer/0/output/dense.up.weight -> base_model.model.encoder.layer.0.output.dense.bottleneck.up.weight"""
+    if not name.startswith("bottlenecks."):
+        return f"base_model.model.{name}"
     _, module, rest = name.split(".", 2)
     return f"base_model.model.{module.replace('/', '.')}.bottleneck.{rest}"

@@ -140,9 +140,11 @@ class ImageClassification(Task):
         return [{"logits": row} for row in self.logits(model, {"pixels": self.processor.plain(batch["pixels"])}).cpu().tolist()]
 
     def merge(self, parts: Sequence[Prediction], example: Any) -> Prediction:
-        """`rank` is how many classes were held for likelier than the one it is."""
-        logits = np.array(parts[0]["logits"])
-        rank = {} if self.multi or example not in self.labels else {"rank": int((logits > logits[self.labels.index(example)]).sum())}
+        """`rank` is how many classes come before the one it is: those held for likelier, and the earlier ones held for as likely."""
+        logits, rank = np.array(parts[0]["logits"]), {}
+        if not self.multi and example in self.labels:
+            own = self.labels.index(example)
+            rank = {"rank": int((logits > logits[own]).sum() + (logits[:own] == logits[own]).sum())}
         return self.calibration.verdict(logits, self.labels, example, self.multi) | rank
 
     def kept(self, prediction: Prediction) -> Any:
