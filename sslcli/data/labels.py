@@ -102,3 +102,16 @@ def named(label: Any) -> str:
     if isinstance(label, float) and label.is_integer():
         return str(int(label))
     return str(label).strip()
+
+
+def indicators(values: Sequence[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:
+    """Lists of labels as [N, C] of 0 and 1."""
+    rows = np.zeros((len(values), len(ids)), np.int8)
+    for row, labels in zip(rows, values, strict=True):
+        row[[ids[label] for label in labels]] = 1
+    return rows
+
+
+def balanced(labels: Sequence[str], counts: Mapping[str, int]) -> list[float]:
+    """Weights by which all labels count alike: the mean number of examples of a label over its own."""
+    return [sum(counts.values()) / (len(labels) * max(1, counts.get(x, 0))) for x in labels]

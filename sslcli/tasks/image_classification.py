@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sslcli import metrics
 from sslcli.calibration import last_linear
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
-from sslcli.data.labels import LabelCoder
+from sslcli.data.labels import LabelCoder, balanced, indicators
 from sslcli.data.pixels import Pixels
 from sslcli.data.store import Store
 from sslcli.frozen import labelled, linear, only_last, rounding
@@ -66,8 +66,8 @@ class ImageClassification(Task):
         if tune == "knn":
             self.head = _Neighbours(model.dim, len(labels), neighbours, temperature, self.multi)
         self._still = only_last(model, tune if isinstance(tune, int) else 0) if tune != "full" else []
-        weights = [sum(counts.values()) / (len(labels) * max(1, counts.get(x, 0))) for x in labels]
-        self.register_buffer("class_weights", torch.tensor(weights) if class_weights == "balanced" else None, persistent=False)
+        weights = torch.tensor(balanced(labels, counts)) if class_weights == "balanced" else None
+        self.register_buffer("class_weights", weights, persistent=False)
 
     @staticmethod
     def coder(config: Mapping[str, Any]) -> LabelCoder:
@@ -158,8 +158,8 @@ class ImageClassification(Task):
         more = [p[1:] for p in predictions if isinstance(p, tuple)]
         said = [p[0] for p in predictions] if more else predictions
         if self.multi:
-            true = _rows_of(gold, ids)
-            scores = metrics.multi_label(true, _rows_of(said, ids), self.labels)
+            true = indicators(gold, ids)
+            scores = metrics.multi_label(true, indicators(said, ids), self.labels)
             known = np.stack([p for (p,) in more]) if more else None
             return scores if known is None else scores | {"map": metrics.label_map(true, known)} | self.calibration.scores(true, more)
         true, guess = (np.array([ids[x] for x in values], np.int32) for values in (gold, said))
@@ -202,11 +202,3 @@ def _layer(model: Backbone, labels: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _rows_of(values: Sequence[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:
-    """Lists of labels as [N, C] of 0 and 1."""
-    rows = np.zeros((len(values), len(ids)), np.int8)
-    for row, labels in zip(rows, values, strict=True):
-        row[[ids[label] for label in labels]] = 1
-    return rows

@@ -23,7 +23,7 @@ from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data import cloze, statements
 from sslcli.data.blocks import padded, words
 from sslcli.data.examples import Rows, windows
-from sslcli.data.labels import LabelCoder, Mode
+from sslcli.data.labels import LabelCoder, Mode, balanced, indicators
 from sslcli.data.store import Store
 from sslcli.data.stream import in_order, to_device
 from sslcli.data.tokenizer import Tokenizer
@@ -91,11 +91,7 @@ class TextClassification(Task):
         self.memory = made.memory
         self.head, self.couples_rows, self.batch_size = made.head, made.in_pairs, made.batch_size  # type: ignore[misc]
         self.passes, self.least_steps, self.tuned_times_width = made.passes, made.least_steps, made.tuned_times_width
-        weights = (
-            torch.tensor([sum(counts.values()) / (len(labels) * max(1, counts.get(x, 0))) for x in labels])
-            if class_weights == "balanced"
-            else None
-        )
+        weights = torch.tensor(balanced(labels, counts)) if class_weights == "balanced" else None
         self.register_buffer("class_weights", weights, persistent=False)
 
     @staticmethod
@@ -202,19 +198,11 @@ class TextClassification(Task):
         more = [p[1:] for p in predictions if isinstance(p, tuple)]
         guess = [p[0] for p in predictions] if more else predictions
         if self.labelling == "multi":
-            rows = self._rows_of(gold, ids)
-            return metrics.multi_label(rows, self._rows_of(guess, ids), self.labels) | (self.calibration.scores(rows, more) if more else {})
+            rows = indicators(gold, ids)
+            return metrics.multi_label(rows, indicators(guess, ids), self.labels) | (self.calibration.scores(rows, more) if more else {})
         true, said = (np.array([ids[x] for x in values], np.int32) for values in (gold, guess))
         scores = metrics.classification(true, said, self.labels) | (metrics.ordinal(true, said) if self.labelling == "ordinal" else {})
         return scores | (self.calibration.scores(true == said, more) if more else {})
-
-    @staticmethod
-    def _rows_of(values: Sequence[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:
-        """Lists of labels as [N, C] of 0 and 1."""
-        rows = np.zeros((len(values), len(ids)), np.int8)
-        for row, labels in zip(rows, values, strict=True):
-            row[[ids[label] for label in labels]] = 1
-        return rows
 
 
 def _usual(model: Any, labelling: str, counts: Mapping[str, int], facts: Mapping[str, Any]) -> str:

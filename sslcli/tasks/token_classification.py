@@ -15,6 +15,7 @@ from sslcli import metrics
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data.blocks import padded, words
 from sslcli.data.examples import Rows, windows
+from sslcli.data.labels import balanced
 from sslcli.data.store import Store
 from sslcli.data.tags import scheme, split, to_bio
 from sslcli.data.tokenizer import Tokenizer
@@ -45,11 +46,7 @@ class TokenClassification(Task):
         self.labels, self.smoothing, self.pad, self.packed = list(labels), label_smoothing, int(tokenizer.pad or 0), model.pack()
         self.head = model.head("token_classification", self.labels)
         counts = facts["train"]["per_label"]
-        weights = (
-            torch.tensor([sum(counts.values()) / (len(labels) * max(1, counts.get(x, 0))) for x in labels])
-            if class_weights == "balanced"
-            else None
-        )
+        weights = torch.tensor(balanced(labels, counts)) if class_weights == "balanced" else None
         self.register_buffer("class_weights", weights, persistent=False)
 
     @staticmethod
