@@ -97,6 +97,10 @@ def resumed(composed: Composed, overrides: Sequence[str], name: str = "config.ya
     if stored is None or not stored.is_file():
         return tree, as_yaml(composed)
     before, now = load(stored), dict(_leaves(tree))
+    verb, own = ("finetune" if "task" in node else "pretrain" if "objective" in node else "" for node in (tree, before))
+    if verb and own and verb != own:
+        place = printable(stored.parent)
+        raise BadInput(f"run.dir={place}: is a run of ssl {own}; ssl {own} run.dir={place} resume=auto goes on with it")
     if before.get("plugins") and before["plugins"] != tree.get("plugins"):
         raise Unsafe(f"{stored}: names plugins; only the command line may: add plugins={printable(before['plugins'])}")
     given = {text.lstrip("+~").partition("=")[0] for text in overrides}

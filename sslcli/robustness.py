@@ -209,7 +209,7 @@ def show(found: dict[str, Any], screen: Screen) -> None:
         rows.append([row["kind"], strength(row), f"{row['changed']:.1%}", *_cells(row), f"{lost:+.3f}"])
     of = f" of {found['of']:,}, drawn at random" if found["rows"] < found["of"] else ""
     title = f"clean against disturbed ({found['rows']:,} examples{of}; changed: {found['measure']}; {found['pgd_steps']} steps of pgd)"
-    screen.table(title, ("", "strength", "changed", "accuracy", "95 %", "lost"), rows)
+    screen.table(title, ("", "strength", "changed", "accuracy", "95 %", "change"), rows)
 
 
 def strength(row: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A run folder: claimed by one process, written by rank 0, the same for every verb."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -171,7 +172,9 @@ def storage(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             status = os.statvfs(path if path.exists() else path.parent)
             free = f" ({status.f_bavail * status.f_frsize / 1e6:.0f} MB free)"
-        raise StorageFull(f"{printable(path)}: cannot write: {error.strerror}{free}; free some space or choose another run.dir") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = f"{error.strerror}{free}; free some space or" if full else f"{error.strerror}; look at its path and permissions, or"
+        raise StorageFull(f"{printable(path)}: cannot write: {what} choose another run.dir") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

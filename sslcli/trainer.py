@@ -80,7 +80,7 @@ class Trainer:
     def contradiction(keys: Mapping[str, Any]) -> str | None:
         steps, epochs = keys["steps"], keys["epochs"]
         if steps is not None and epochs is not None:
-            return f"steps={steps} and epochs={epochs} contradict each other; give one of them"
+            return f"steps={steps} and epochs={epochs} contradict each other; give one, and null for the other"
         try:
             seconds(keys["time_limit"])
         except ValueError as error:

@@ -163,3 +163,9 @@ def test_the_usual_head_is_the_same_when_a_run_is_opened_again(ssl, tmp_path: Pa
         assert ("contrastive, as labels are few" in done.err) == (kind == "contrastive"), word
         opened = Finished.open(Path(f"run{i}"), [])
         assert opened.goal.classifier.kind == kind, word
+
+
+def test_options_of_steps_are_told_where_none_is_taken(ssl, labelled: Path) -> None:
+    words = ["finetune", f"data.train={labelled}", *TINY, "task.head=prototype", "trainer.seeds=1", "baseline=false", "errors=false"]
+    done = ssl(*words, "trainer.steps=5", "adversarial=fgm", "run.dir=run")
+    assert done.code == 0 and "no step is taken: without effect trainer.steps=5, adversarial=fgm" in done.err, done.err

@@ -239,3 +239,14 @@ def test_csv_may_hold_what_csv_allows(tmp_path: Path) -> None:
     csv.writer(out).writerows([["text", "label"], ["line\r\nbreak, comma", "a"], ['quote ""', "b"]])
     (tmp_path / "data.csv").write_text(out.getvalue(), newline="")
     assert [e["text"].replace("\r\n", "\n") for e in read(tmp_path / "data.csv")] == ["line\nbreak, comma", 'quote ""']
+
+
+def test_text_that_a_tokenizer_does_not_know_is_doubted(ssl, minilm: Path, tmp_path: Path) -> None:
+    """An English model on Chinese: most of it is [UNK], and scores would say nothing of that."""
+    texts = ["房间很干净，服务员态度也好", "早餐太差，再也不会来住了", "位置方便，离地铁站很近"]
+    chinese = write_jsonl(tmp_path / "zh.jsonl", [{"text": texts[i % 3], "label": "好" if i % 3 else "坏"} for i in range(30)])
+    words = ["finetune", f"from={minilm}", "trainer.steps=1", "trainer.seeds=1", "--dry-run"]
+    done = ssl(*words, f"data.train={chinese}")
+    assert done.code == 0 and "of the tokens are unknown to this tokenizer ([UNK])" in done.err, done.err
+    english = write_jsonl(tmp_path / "en.jsonl", rows(30))
+    assert "[UNK]" not in ssl(*words, f"data.train={english}").err

@@ -36,7 +36,7 @@ def test_confusions_of_several_labels_and_of_tags() -> None:
     several = of(
         [
             {"input": "x", "gold": g, "prediction": p, "probabilities": {"a": 0.1, "b": 0.9}}
-            for g, p in ((["a"], ["b"]), (["a", "b"], ["b"]), ([], ["b"]))
+            for g, p in ((["a"], ["b"]), (["a", "b"], ["b"]), ([], ["b"]), (["a"], ["a"]), ([], []))
         ]
     )
     assert {(c["gold"], c["prediction"]): c["count"] for c in several["confusions"]} == {

@@ -79,6 +79,7 @@ def test_other_modes_become_the_form() -> None:
         (deep, "TIFF", grey, ["16_bit"]),
         (Image.fromarray(clear), "PNG", 255 - grey, ["transparent"]),
         (Image.fromarray(clear).convert("LA"), "PNG", 255 - grey, ["transparent"]),
+        (Image.fromarray(grey).convert("LA"), "PNG", grey, []),
         (Image.fromarray(grey > 99), "PNG", (grey > 99) * 255, []),
         (Image.fromarray(grey).convert("P"), "PNG", grey, ["palette"]),
     ]

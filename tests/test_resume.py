@@ -109,6 +109,12 @@ def test_resume_refuses_other_settings_and_other_data(ssl, workload, monkeypatch
     assert ssl("pretrain", "run.dir=a", "resume=auto", "data.allow_changed=true").code == 0
 
 
+def test_another_verb_is_told_which_one_it_is(ssl, workload) -> None:
+    assert ssl(*workload, "trainer.steps=2", "run.dir=a").code == 0
+    done = ssl("finetune", "run.dir=a", "resume=auto")
+    assert done.code == 2 and "is a run of ssl pretrain; ssl pretrain run.dir=a resume=auto goes on with it" in done.err
+
+
 def damage(path: Path, how: str) -> None:
     raw = bytearray(path.read_bytes())
     if how == "bit":

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from sslcli import metrics
+from sslcli.report.card import card
+from sslcli.report.record import Record
 from sslcli.trainer import Trainer
 from tests.conftest import TINY, rows, write_jsonl
 
@@ -39,6 +41,15 @@ def test_a_seed_of_several_is_the_run_alone(typed, few) -> None:
     over = read("run")["seeds"]["test"]["accuracy"]
     assert over["mean"] == pytest.approx(sum(each) / 2) and list(over["each"].values()) == each
     assert over["interval"] == pytest.approx(metrics.mean_interval(each, "accuracy"))
+    # and so the page says: the mean first, against the cheap method seed by seed
+    record = Record.open(Path("run"))
+    assert record.value("test", "accuracy") == over["mean"] and record.interval("test", "accuracy") == tuple(over["interval"])
+    gain = read("run")["seeds"]["above_baseline"]["accuracy"]
+    cheap = [read(f"run/seeds/{s}")["baseline"]["accuracy"] for s in (4, 5)]
+    assert list(gain["each"].values()) == pytest.approx([a - b for a, b in zip(each, cheap, strict=True)])
+    page = Path("run/report.html").read_text()
+    assert f'value="{over["mean"]}"' in page and "/seeds/test/accuracy/mean" in page and "means of" in page
+    assert f"| test | accuracy | {100 * each[0]:.1f}" in card(record, "a model").replace("\\", ""), "the card is of the model that leaves"
     # a seed's folder is a run like any other
     again = typed("evaluate", "run=run/seeds/5", "out=again")
     assert again.code == 0 and again.result["test"]["accuracy"] == each[1], again.err

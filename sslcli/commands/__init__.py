@@ -37,6 +37,11 @@ class Call:
         self.screen.say(words or f"views of the first epoch: {path}")
         return {"preview": str(path)}
 
+    def given(self, *keys: str) -> list[str]:
+        """Of the overrides, those of these keys or below them."""
+        names = {o: o.lstrip("+~").partition("=")[0] for o in self.overrides}
+        return [o for o, name in names.items() if any(name == k or name.startswith(f"{k}.") for k in keys)]
+
     def refuse_both(self, one: str, other: str, why: str) -> None:
         """Two keys that contradict each other, both given on the command line."""
         given = {o.lstrip("+").split("=")[0] for o in self.overrides}

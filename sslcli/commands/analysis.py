@@ -20,6 +20,7 @@ from sslcli.trainer import Trainer
 
 MOST, MOST_WORDS = 20_000, 60_000  # rows and tagged words whose labels are looked at; more take minutes
 FIRST, TOLD = 50, 3  # suspicious labels that errors.json and the screen show; suspicious.csv has all
+KNOWS = 0.25  # share of what lies between always saying the most frequent label and always being right
 JUDGES = 0.6  # share of the labels that a probe must agree with before its doubts are worth a line each
 COLUMNS = ("part", "file", "record", "word", "label", "suggested", "confidence", "margin", "text")
 
@@ -159,4 +160,6 @@ def _found(
         text = row["input"] if word is None else [row["input"][word], "in:", *row["input"]]
         listed.append({**place, "label": labels[label[doubt.row]], "suggested": labels[doubt.suggested], **sure, "text": excerpt(text)})
     agrees = float((said.argmax(1) == label).mean())
-    return {"checked": len(label), "agrees": round(agrees, 6), "judged": agrees >= JUDGES, "listed": listed}
+    usual = float(np.bincount(label).max() / len(label))  # what who always says the same agrees with
+    judged = agrees >= JUDGES and agrees - usual >= KNOWS * (1 - usual)
+    return {"checked": len(label), "agrees": round(agrees, 6), "judged": judged, "listed": listed}

@@ -34,6 +34,8 @@ from sslcli.run import Run
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 
+OF_STEPS = ("adversarial", "augment", "optimizer", "peft", "trainer.steps", "trainer.epochs", "trainer.time_limit")
+
 
 def finetune(
     call: Call,
@@ -138,6 +140,8 @@ def _train(
     if remark := judging.keep_last(engine.patience):
         call.screen.say(remark)
     facts = engine.fit(modules, terms, optimizer, judging.watch, judging.rows, partial(_steps, goal), folder.resume, beside.balance)
+    if not facts["steps"] and (idle := call.given(*OF_STEPS)):
+        call.screen.warn(f"what is asked for is solved, no step is taken: without effect {', '.join(idle)}")
     if call.dry_run:
         return folder.dry_end(engine, modules, facts, source.shown(stream.batches(0)[0], ready.processor, prepared.labels))
 

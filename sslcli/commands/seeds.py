@@ -86,6 +86,8 @@ class Several:
             "seconds": round(sum(found[seed]["train"]["seconds"] for seed in done), 2),
             **{split: over for split in ("valid", "test", "baseline") if (over := _over({s: found[s].get(split) for s in done}))},
         }
+        if gain := _gain(summary, headline):
+            summary["above_baseline"] = {gain[0]: gain[1]}
         if self.folder.run.writes:
             with storage(self.folder.run.dir):
                 self._deliver(chosen)
@@ -98,8 +100,7 @@ class Several:
         rows: list[list[Any]] = []
         for split, title in (("valid", "valid"), ("test", "test"), ("baseline", f"{(scores.get('baseline') or {}).get('method')}:")):
             rows += [[f"{title} {key}", *_row(over[split][key])] for key in headline if key in over.get(split, {})]
-        if gain := _gain(over, headline):
-            rows.append([f"{gain[0]} above it", *_row(gain[1])])
+        rows += [[f"{key} above it", *_row(gain)] for key, gain in over.get("above_baseline", {}).items()]
         rows.append(["time", duration(over["seconds"]), f"{over['asked']} x {scores['train']['steps']:,} steps"])
         rows.append(["peak memory", f"{scores['train']['peak_memory_bytes'] / 1e6:,.0f} MB", ""])
         folder.call.screen.table(f"{folder.run.dir}: {over['asked']} seeds", ("", "mean", "95 % interval"), rows)

@@ -17,6 +17,8 @@ SAID = {
     "upscaled": "smaller than the working size; enlarged (data.size)",
     "16_bit": "of 16 bits a channel; the upper 8 are kept",
     "cmyk": "in CMYK; made RGB",
+    "rotated": "turned as their EXIF says",
+    "palette": "with a palette; made RGB",
     "transparent": "transparent in places; laid on white",
     "colour_to_grey": "in colour; made grey (data.channels)",
     "first_frame": "of several frames; the first is taken (data.frames)",

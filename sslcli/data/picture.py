@@ -216,9 +216,11 @@ def _recoloured(image: Image.Image, form: Form, seen: list[str]) -> Image.Image:
         seen.append("16_bit")
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif mode != "1" and image.has_transparency_data:
-        seen.append("transparent")
         clear, image = image.convert("RGBA"), Image.new("RGB", image.size, (WHITE, WHITE, WHITE))
-        image.paste(clear, mask=clear.getchannel("A"))
+        opaque = clear.getchannel("A")
+        if np.asarray(opaque).min() < 255:  # many a picture has the channel and is opaque all over
+            seen.append("transparent")
+        image.paste(clear, mask=opaque)
     elif mode == "P":
         seen.append("palette")
         image = image.convert("RGB")

@@ -118,7 +118,11 @@ def resolve(key: str, spec: str) -> list[Path]:
         found = sorted(p for p in path.rglob("*") if _suffix(p) in FORMATS and not _hidden(p.relative_to(path)))
         if not found:
             looked = f"looked for {' '.join(sorted(FORMATS))}, also .gz and .zst"
-            pictures = "; it holds pictures: add data=images" if any(_suffix(p) in PICTURES for p in path.rglob("*")) else ""
+            pictures = (
+                "; it holds pictures: for a run on them add data=images (ssl leaks: data.kind=image)"
+                if any(_suffix(p) in PICTURES for p in path.rglob("*"))
+                else ""
+            )
             raise BadInput(f"{key}={printable(spec)}: no data files in this folder ({looked}){pictures}")
     elif any(c in spec for c in "*?["):
         anchor = Path(path.anchor)

@@ -13,6 +13,7 @@ from sslcli.data.store import Writer
 from sslcli.data.text import few, held_out
 from sslcli.errors import printable
 
+MOST_NAMED = 40  # labels that an error lists
 ENOUGH_TO_HOLD_OUT = 20  # examples a class: with fewer, every label is worth more in training than in choosing a checkpoint
 
 
@@ -53,6 +54,7 @@ class Labelled(Protocol):
 
     seed: int
     valid: Any
+    labels: list[str] | None
     shots: int | None
     valid_fraction: float
 
@@ -78,7 +80,7 @@ def survey(
         known = set(coder.inventory(seen, given)) if given is not None or seen else None
         strata[split] = []
         for file, number, example in reader:
-            reason = coder.tidy(example) or (None if coder.unseen else _unknown(coder.labels(example), known, given is not None))
+            reason = coder.tidy(example) or (None if coder.unseen else _unknown(coder.labels(example), known, given, data.labels))
             if reason:
                 reader.reject(file, number, reason)
                 continue
@@ -150,11 +152,15 @@ def _subsets(data: Labelled, readers: Mapping[str, Reader], strata: Mapping[str,
     return found
 
 
-def _unknown(labels: Sequence[str], known: set[str] | None, listed: bool) -> str | None:
+def _unknown(labels: Sequence[str], known: set[str] | None, given: list[str] | None, listed: list[str] | None) -> str | None:
+    """`given`: those that count, if somebody said them: a user, who `listed` them, or a run that learnt no others."""
     if known is None:
         return None
     strange = next((x for x in labels if x not in known), None)
     if strange is None:
         return None
-    where = "in data.labels" if listed else "in the training data"
-    return f"the label {printable(strange)} is not {where}; mend it or list it in data.labels"
+    if given is not None and given != listed:
+        return f"the label {printable(strange)} is none of the {len(given)} that the run has learnt; mend it or leave the row out"
+    every = printable(",".join([*sorted(known), strange]), 300) if len(known) < MOST_NAMED else "<every label>"
+    where = "data.labels" if listed else "the training data"
+    return f"the label {printable(strange)} is not in {where}; mend it, or name all labels: data.labels=[{every}]"

@@ -148,7 +148,8 @@ def _confused(gold: Any, said: Any, tagged: bool) -> Iterator[tuple[str, str]]:
                 yield is_, taken if is_ != taken else BOUNDS
     elif isinstance(gold, list):
         missed, given = ([x for x in one if x not in other] for one, other in ((gold, said), (said, gold)))
-        yield from ((a, b) for a in missed or [NOTHING] for b in given or [NOTHING])
+        if missed or given:
+            yield from ((a, b) for a in missed or [NOTHING] for b in given or [NOTHING])
     elif gold != said:
         yield gold, said
 

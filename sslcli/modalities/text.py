@@ -33,6 +33,9 @@ from sslcli.schema import Part
 PREVIEWED = 10  # texts
 
 
+LOOKED, MANY_UNKNOWN = 2000, 10  # rows that are looked at for tokens that say nothing; per cent of them that are worth a warning
+
+
 class Text(TextData, Modality):
     _scored: Store | None = None  # pairs that are watched
 
@@ -120,7 +123,7 @@ class Text(TextData, Modality):
         return said
 
     def corpus(self, processor: Tokenizer, progress: Callable[[int], None], only: str | None = None) -> Prepared:
-        prepared = corpus.prepare(self, processor, progress, only)
+        prepared = _counted(corpus.prepare(self, processor, progress, only), processor)
         if self.pairs is not None and only is None:
             scored = examples.prepare(self, PairCoder(), processor, processor.length, only="pairs")
             self._scored = scored.stores["pairs"]
@@ -136,7 +139,12 @@ class Text(TextData, Modality):
         return words
 
     def examples(self, coder: Any, processor: Tokenizer, labels: list[str] | None = None, only: str | None = None) -> Prepared:
-        return examples.prepare(self, coder, processor, processor.length, labels, only)
+        return _counted(examples.prepare(self, coder, processor, processor.length, labels, only), processor)
+
+    def remarks(self, counted: Mapping[str, int]) -> Iterator[str]:
+        if (percent := counted.get("percent_unknown", 0)) > MANY_UNKNOWN:
+            what = f"{percent} % of the tokens are unknown to this tokenizer ([UNK]), which was made for other text"
+            yield f"{what}; take a model of this language with from=, or train a tokenizer on your own texts (from scratch)"
 
     def reopen(self, folder: Path, goal: Part[Any], length: int, augment: None, native: bool = True) -> tuple[Tokenizer, Network]:
         words = Tokenizer.load(model_folder(str(folder)))
@@ -205,3 +213,12 @@ class Text(TextData, Modality):
         reader = self.reader("train", columns)
         assert reader is not None
         return [{"input": example[columns[0]]} for _, (_, _, example) in zip(range(count), reader, strict=False)]
+
+
+def _counted(prepared: Prepared, tokenizer: Tokenizer) -> Prepared:
+    """With how many per cent of the tokens of each split's first rows are [UNK], where a tokenizer has such a token."""
+    for split, store in prepared.stores.items() if tokenizer.unknown is not None else ():
+        ids = np.concatenate([np.zeros(0, np.int64), *store["ids"].take(np.arange(min(LOOKED, store.count)))])
+        if split in prepared.facts and "ids" in store:
+            prepared.facts[split]["counted"] = {"percent_unknown": round(100 * float((ids == tokenizer.unknown).mean())) if len(ids) else 0}
+    return prepared

@@ -1,6 +1,7 @@
 """`README.md` of a model folder: the model card that the hub shows, from what the run wrote down."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ LABELS = 100  # that are listed by name
 
 def card(record: Record, name: str, format: str = "hf") -> str:
     """Markdown under the YAML that the hub reads. What is not known (language, licence) is left out."""
+    record = replace(record, metrics={k: v for k, v in record.metrics.items() if k != "seeds"})  # the model that leaves is of one seed
     figures, tag = Figures(Words("en"), record), _tag(record)
     top: dict[str, Any] = {"library_name": "transformers"} if format == "hf" else {"library_name": "onnx"} if format == "onnx" else {}
     top |= {"pipeline_tag": tag, "tags": ["self-supervised" if record.verb == "pretrain" else "few-labels", "sslcli"]}

@@ -29,17 +29,15 @@ class Figures:
         return f"{value:.4f}" if 1e-3 <= abs(value) < 100 or value == 0 else f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2e}"
 
     def figure(self, *keys: str) -> Html | None:
-        """The number at a path of metrics.json."""
-        value: Any = self.record.metrics
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return self.at(keys, value)
+        """The number at a path of metrics.json; of a score (split, key) over several seeds, their mean."""
+        place = self.record.path(*keys) if len(keys) == 2 else keys
+        return self.at(place, self.record.at(*place), keys[-1])
 
-    def at(self, keys: tuple[str, ...], value: Any) -> Html | None:
-        """The same, its value known."""
+    def at(self, keys: tuple[str, ...], value: Any, name: str = "") -> Html | None:
+        """The same, its value known. `name`: what it is of, where the path's end does not say it."""
         if number(value) is None:
             return None
-        return data(value, self.shown(keys[-1], value), self._place(keys))
+        return data(value, self.shown(name or keys[-1], value), self._place(keys))
 
     def _place(self, keys: tuple[str, ...]) -> str:
         """The run, and a JSON pointer (RFC 6901) into its metrics.json."""
@@ -49,7 +47,8 @@ class Figures:
         found = self.record.interval(split, key)
         if found is None:
             return None
-        low, high = (data(x, self.shown(key, x), self._place((split, f"{key}_interval", str(i)))) for i, x in enumerate(found))
+        place = self.record.path(split, key, "interval")
+        low, high = (data(x, self.shown(key, x), self._place((*place, str(i)))) for i, x in enumerate(found))
         return self.words("to", low=low, high=high)
 
     def plain(self, key: str, value: Any) -> Html:

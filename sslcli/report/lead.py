@@ -39,6 +39,8 @@ def _trained(figures: Figures, said: Predictions | None) -> list[Html]:
     first = first or words("scored", score=score, name=words.name(key), split=part)
     interval = tag("small", words("interval"), " ", found) if (found := figures.interval(split, key)) else None
     sentences = [tag("p", first, " ", interval, class_="answer"), tag("p", _against_cheap(figures, split, key), class_="verdict")]
+    if count := figures.figure("seeds", "asked"):
+        sentences.append(tag("p", words("means", count=count, seed=figures.figure("seeds", "delivered")), class_="note"))
     if more := _against_start(figures, key):
         sentences.append(tag("p", more, class_="verdict"))
     if more := _leaked(figures, key):
@@ -52,7 +54,15 @@ def _against_cheap(figures: Figures, split: str, key: str) -> Html:
     ours = record.value(split, key)
     if cheap is None or ours is None:
         return words("no_baseline")
-    found = unpaired(cheap, record.interval("baseline", key), ours, record.interval(split, key))
+    paired = record.at("seeds", "above_baseline", key)  # seed by seed, on the same labels
+    if (
+        isinstance(paired, dict)
+        and isinstance(ends := paired.get("interval"), list)
+        and [number(x) is None for x in ends] == [False, False]
+    ):
+        found: Difference | None = Difference(ours - cheap, float(ends[0]), float(ends[1]), 0)
+    else:
+        found = unpaired(cheap, record.interval("baseline", key), ours, record.interval(split, key))
     verdict = found.verdict(key) if found else Difference(ours - cheap, ours - cheap, ours - cheap, 0).verdict(key)
     method = words.name(record.metrics["baseline"].get("method", "baseline"))
     said = {"better": "win", "same": "draw" if found else "lose", "worse": "lose"}[verdict]
@@ -137,7 +147,7 @@ def _facts(figures: Figures) -> list[tuple[str, Html | None]]:
         ("trained_on", joined([f"{count:,} ", words(things)]) if count else None),
         ("labels", text(f"{len(labels):,}") if isinstance(labels, list) and labels else None),
         ("steps", figures.figure(part, "steps")),
-        ("time", figures.figure(part, "seconds")),
+        ("time", figures.figure("seeds" if record.at("seeds", "seconds") else part, "seconds")),
         ("memory", figures.figure(part, "peak_memory_bytes")),
     ]
 

@@ -85,13 +85,24 @@ class Record:
         """The score that speaks for the run."""
         return next((k for k in HEADLINE if self.split and number(self.metrics[self.split].get(k)) is not None), None)
 
+    def path(self, split: str | None, key: str | None, leaf: str = "mean") -> tuple[str, ...]:
+        """Where in metrics.json a score stands, or its `interval`: of several seeds their mean and its interval."""
+        over = ("seeds", str(split), str(key))
+        if isinstance(self.at(*over), dict):
+            return *over, leaf
+        return str(split), str(key) if leaf == "mean" else f"{key}_{leaf}"
+
+    def at(self, *keys: str) -> Any:
+        found: Any = self.metrics
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
     def value(self, split: str | None, key: str | None) -> float | None:
-        node = self.metrics.get(str(split))
-        return number(node.get(str(key))) if isinstance(node, dict) else None
+        return number(self.at(*self.path(split, key)))
 
     def interval(self, split: str | None, key: str | None) -> tuple[float, float] | None:
-        node = self.metrics.get(str(split))
-        found = node.get(f"{key}_interval") if isinstance(node, dict) else None
+        found = self.at(*self.path(split, key, "interval"))
         if isinstance(found, list) and len(found) == 2 and all(number(x) is not None for x in found):
             return float(found[0]), float(found[1])
         return None
