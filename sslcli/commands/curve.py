@@ -13,7 +13,7 @@ from pydantic import Field
 from sslcli import config, schema
 from sslcli.commands.finetune import finetune
 from sslcli.commands.job import Job
-from sslcli.commands.sweep import run_all
+from sslcli.commands.sweep import kept, run_all
 from sslcli.errors import BadInput, printable
 from sslcli.evidence import efficiency, saved
 from sslcli.log import Screen, shown
@@ -95,19 +95,19 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
     if not tuning["data"].build(tuning["seed"]).has_test:
         raise BadInput("data.test: missing; a curve needs test data that is the same for all its runs")
     if tuning["task"].cls.embeds:
-        raise BadInput(
-            f"task={given['task'].partition('=')[2]}: a curve counts right answers, and its score is no share of them; compare runs of -m"
-        )
+        name = tuning["task"].cls.__module__.rpartition(".")[2]
+        raise BadInput(f"task={name}: a curve counts right answers, and its score is no share of them; compare runs of -m")
     screen = Screen(flags.get("quiet", False), flags.get("verbose", False))
     root = Path(where.dir or (f"{source}-curve" if Path(source).is_dir() else f"curves/{Path(source).name}"))
     passed = [o for k, o in given.items() if k.split(".")[0] not in ("curve", "sweep", "seed", "from")]
     seeds = range(tuning["seed"], tuning["seed"] + chosen.seeds)
     starts = {WITH: [f"from={source}"], **_untouched(source)}
-    jobs = {name: [_jobs(start, name == WITH, passed, seed, chosen.labels, root) for seed in seeds] for name, start in starts.items()}
-    every = [job for rows in jobs.values() for row in rows for job in row]
-    run_all("finetune", every, root, where.parallel, flags, screen)
-    for job in (j for j in every if j.code):
-        screen.warn(f"{job.folder.name} {job.state}: {job.last_line()}")
+    with kept(root, flags) as root:
+        jobs = {name: [_jobs(start, name == WITH, passed, seed, chosen.labels, root) for seed in seeds] for name, start in starts.items()}
+        every = [job for rows in jobs.values() for row in rows for job in row]
+        run_all("finetune", every, root, where.parallel, flags, screen)
+        for job in (j for j in every if j.code):
+            screen.warn(f"{job.folder.name} {job.state}: {job.last_line()}")
     failed = sum(job.code != 0 for job in every)
     if failed or flags.get("dry_run"):
         screen.say(f"{failed} of {len(every)} runs failed; the same command again runs what is not complete" if failed else "dry run")

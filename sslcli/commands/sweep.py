@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from sslcli.commands import warm
+from sslcli.commands.folder import NOTHING_KEPT
 from sslcli.commands.job import Job
 from sslcli.commands.sweep_table import report
 from sslcli.commands.warm import Oven, Warm
@@ -40,12 +42,25 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
     root = Path(own.get("sweep.dir") or f"sweeps/{time.strftime('%Y%m%d-%H%M%S')}-{verb}")
     folder = Path(flags["folder"]) if "folder" in flags else None
     comparison, rest = _comparison(rest, folder)
-    jobs = _jobs(rest, root)
-    if comparison:
-        _refuse_unfit(verb, jobs[0], folder)
-    run_all(verb, jobs, root, int(own.get("sweep.parallel", "1")), flags, screen)
-    report(root, jobs, comparison, screen)
+    with kept(root, flags) as root:
+        jobs = _jobs(rest, root)
+        if comparison:
+            _refuse_unfit(verb, jobs[0], folder)
+        run_all(verb, jobs, root, int(own.get("sweep.parallel", "1")), flags, screen)
+        report(root, jobs, comparison, screen)
+    if flags.get("dry_run"):
+        screen.say(NOTHING_KEPT)
     return 0 if all(job.code == 0 for job in jobs) else 1
+
+
+@contextlib.contextmanager
+def kept(root: Path, flags: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of all runs; a dry run's is gone when it ends."""
+    if not flags.get("dry_run"):
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="sslcli-dry-") as folder:
+        yield Path(folder)
 
 
 def run_all(verb: str, jobs: Sequence[Job], root: Path, parallel: int, flags: Mapping[str, Any], screen: Screen) -> None:

@@ -115,7 +115,9 @@ def _strip_bom(chunk: bytes, encoding: str) -> tuple[bytes, int]:
         raise Unreadable(Bad(None, "this is a tar archive, which is never unpacked here; unpack it and name the folder", fatal=True))
     for bom, name in BOMS.items():
         if chunk.startswith(bom):
-            raise Unreadable(Bad(None, f"this is {name}; convert it to UTF-8 (iconv -f {name} -t UTF-8)", 0, fatal=True))
+            raise Unreadable(
+                Bad(None, f"this is {name}, which no data.encoding reads; convert it to UTF-8 (iconv -f {name} -t UTF-8)", 0, fatal=True)
+            )
     head = chunk[:4096]
     if encoding == "utf-8" and len(head) > 8 and head.count(0) > len(head) // 4:
         more, less = sorted((head[::2].count(0), head[1::2].count(0)), reverse=True)

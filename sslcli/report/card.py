@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from sslcli.calibration import Calibration
 from sslcli.errors import printable
 from sslcli.report.compare import unpaired
 from sslcli.report.figures import Figures
@@ -117,9 +118,22 @@ def _made(figures: Figures) -> list[str]:
     if isinstance(labels, list) and labels:
         more = f" and {len(labels) - LABELS:,} more" if len(labels) > LABELS else ""
         found += ["## Labels", ", ".join(plain(label) for label in labels[:LABELS]) + more]
+    found += _cuts(record, labels) if isinstance(labels, list) else []
     parts = [(split, facts) for split in ("train", "valid", "test") if isinstance(facts := record.data.get(split), dict)]
     counted = [f"- {split}: {plain(facts.get('documents', facts.get('examples', '')))}" for split, facts in parts]
     found += ["## Data", "Documents or examples of each part:", "\n".join(counted)] if counted else []
     if record.commands:
         found += ["## Made by", _fenced("\n".join(printable(c, 4000) for c in record.commands), "sh")]
     return found
+
+
+def _cuts(record: Record, labels: list[Any]) -> list[str]:
+    """Of several labels, from which probability on each is given: what the code under Use leaves to the reader."""
+    cuts = Calibration.load(record.dir / "model", [str(x) for x in labels]).thresholds
+    if cuts is None:
+        return []
+    each = ", ".join(f"{plain(label)} {cut:.3f}" for label, cut in list(zip(labels, cuts, strict=True))[:LABELS])
+    why = (
+        "They were fitted on held-out examples for the highest macro-F1; the scores above are of them, those of 0.5 everywhere are others."
+    )
+    return ["## Thresholds", f"A label is given where its probability (a sigmoid) is above: {each}.", why]
