@@ -58,8 +58,8 @@ def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, 
     same = (
         f"agrees with the trained model on {agreement['rows']} of its own rows (largest difference {agreement['largest_difference']:.1e})"
     )
-    call.screen.say(f"{target}  {size / 1e6:,.1f} MB; {same}")
-    return {"out": str(target), "bytes": size, **facts}
+    call.screen.say(f"{printable(out)}  {size / 1e6:,.1f} MB; {same}")
+    return {"out": out, "bytes": size, **facts}
 
 
 def _describe(run: Path, making: Path, name: str, format: str, call: Call) -> None:
