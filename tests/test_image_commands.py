@@ -99,7 +99,14 @@ def test_a_folder_of_own_pictures(ssl, tmp_path: Path) -> None:
             pixels[..., hue] += 150
             Image.fromarray(pixels).save(tmp_path / "own" / label / f"{i}.{'png' if i % 2 else 'jpg'}")
     done = ssl(
-        "finetune", "task=image_classification", "model=resnet18", "model.width=8", "data.train=own", "trainer.steps=20", "run.dir=r"
+        "finetune",
+        "task=image_classification",
+        "model=resnet18",
+        "model.width=8",
+        "data.train=own",
+        "data.valid_fraction=0.25",
+        "trainer.steps=60",
+        "run.dir=r",
     )
     assert done.code == 0, done.err
     assert done.result["valid"]["top1"] > 0.9
