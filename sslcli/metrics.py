@@ -191,10 +191,8 @@ def multi_label(gold: np.ndarray, guess: np.ndarray, names: Sequence[str]) -> di
     """gold, guess [N, C] of 0 and 1: exact-match accuracy, micro- and macro-F1."""
     from sklearn.metrics import classification_report, f1_score
 
-    if len(names) == 1:  # scikit-learn takes one column for two classes; a label that is never there nor said changes no sum
-        gold_, guess_ = (np.concatenate([x, np.zeros_like(x)], 1) for x in (gold, guess))
-    else:
-        gold_, guess_ = gold, guess
+    # scikit-learn takes a lone column for two classes: beside one that is not scored it never stands alone
+    gold_, guess_ = (np.pad(x, ((0, 0), (0, 1))) for x in (gold, guess))
     exact, columns = (gold == guess).all(1), range(len(names))
     report = classification_report(gold_, guess_, labels=columns, target_names=list(names), output_dict=True, zero_division=0)
     counts = np.concatenate([gold & guess, gold, guess], 1).astype(np.int64)

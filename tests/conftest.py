@@ -245,3 +245,25 @@ WORKLOAD = [
 def workload(tmp_path: Path) -> list[str]:
     data = write_jsonl(tmp_path / "data.jsonl", [{"text": r["text"]} for r in rows(512)])
     return ["pretrain", f"data.train={data}", *WORKLOAD]
+
+
+def log(run: str) -> list[dict]:
+    return [json.loads(line) for line in Path(f"{run}/metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The summed gradients of every optimizer step, as they are before clipping."""
+    from torch import Tensor
+
+    from sslcli.optim import Optimizer
+
+    seen: list[dict[str, Tensor]] = []
+    plain = Optimizer.step
+
+    def step(self, world, at):
+        seen.append({n: m.grad.clone() for n, m in zip(self.names, self.masters, strict=True) if m.grad is not None})
+        return plain(self, world, at)
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    return seen

@@ -1,36 +1,17 @@
 """Adversaries through the verbs: the gradient however a batch is cut, receipts, resuming, pictures."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from sslcli.core import Term
-from sslcli.optim import Optimizer
-from tests.conftest import TINY
+from tests.conftest import TINY, log
 from tests.test_adversarial import far
+from tests.test_resume import log as timeless
+from tests.test_resume import stop_at, tensors
 
 SMALL = [*TINY, "data.max_length=16", "trainer.batch_size=16", "trainer.log_every=1", "baseline=false", "dropout=0", "task.dropout=0"]
-
-
-def log(run: str) -> list[dict]:
-    return [json.loads(line) for line in Path(f"{run}/metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def gradients(monkeypatch):
-    seen: list[dict[str, torch.Tensor]] = []
-    plain = Optimizer.step
-
-    def step(self, world, at):
-        seen.append({n: m.grad.clone() for n, m in zip(self.names, self.masters, strict=True) if m.grad is not None})
-        return plain(self, world, at)
-
-    monkeypatch.setattr(Optimizer, "step", step)
-    return seen
 
 
 @pytest.mark.parametrize("name", ["fgm", "freelb", "smart"])
@@ -97,8 +78,6 @@ def test_noise_that_is_lost_is_not_silent(ssl, labelled, monkeypatch) -> None:
 
 
 def test_resumed_with_freelb_it_ends_as_if_never_stopped(ssl, labelled, monkeypatch) -> None:
-    from tests.test_resume import tensors
-
     command = [
         "finetune",
         f"data.train={labelled}",
@@ -110,21 +89,12 @@ def test_resumed_with_freelb_it_ends_as_if_never_stopped(ssl, labelled, monkeypa
     ]
     command += ["trainer.deterministic=true", "trainer.micro_batch_size=8", "trainer.log_every=2"]
     assert ssl(*command, "run.dir=whole").code == 0
-    plain, waiting = Optimizer.step, [3]
-
-    def step(self, world, at):
-        if waiting and at == waiting[0]:
-            waiting.pop()
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, world, at)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Optimizer, "step", step)
+        stop_at(patch, 3)
         assert ssl(*command, "run.dir=cut").code == 75
     assert ssl("finetune", "run.dir=cut", "resume=auto").code == 0
     assert tensors(Path("cut")) == tensors(Path("whole"))
-    keep = lambda run: [{k: v for k, v in line.items() if k != "seconds"} for line in log(run)]  # noqa: E731
-    assert keep("cut") == keep("whole")
+    assert timeless(Path("cut")) == timeless(Path("whole"))
 
 
 def test_pictures_by_the_verbs(ssl) -> None:

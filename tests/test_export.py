@@ -131,7 +131,7 @@ def test_an_export_into_the_folder_one_is_in(ssl, run_of, tmp_path: Path, monkey
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     done = ssl("export", f"run={run}", "format=hf", "out=.", "rows=4")
-    assert done.code == 0 and (tmp_path / "empty" / "config.json").is_file(), done.err
+    assert done.code == 2 and "is the folder you are in" in done.err and not list((tmp_path / "empty").iterdir()), done.err
 
 
 def test_an_export_does_not_overwrite(ssl, run_of) -> None:

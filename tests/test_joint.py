@@ -1,18 +1,15 @@
 """A self-supervised loss beside a task's: the gradient is the weighted sum, the weight what was asked, and nothing is lost on the way."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from sslcli.optim import Optimizer
-from tests.conftest import TINY, rows, write_jsonl
+from tests.conftest import TINY, log, rows, write_jsonl
 from tests.test_adversarial import far
-from tests.test_adversarial_commands import gradients, log  # noqa: F401  (a fixture)
-from tests.test_resume import tensors
+from tests.test_resume import log as timeless
+from tests.test_resume import stop_at, tensors
 
 SMALL = [*TINY, "data.max_length=16", "trainer.batch_size=16", "trainer.log_every=1", "baseline=false"]
 EXACT = [*SMALL, "dropout=0", "task.dropout=0", "trainer.precision=fp32"]
@@ -25,7 +22,7 @@ def command(labelled, tmp_path) -> list[str]:
     return ["finetune", f"data.train={labelled}", *joint]
 
 
-def test_the_gradient_is_the_weighted_sum(ssl, command, gradients, monkeypatch) -> None:  # noqa: F811
+def test_the_gradient_is_the_weighted_sum(ssl, command, gradients, monkeypatch) -> None:
     """Of the task alone and of two weights: linear in the weight. With weight=auto both are equally long in what they share."""
     monkeypatch.setattr("sslcli.trainer.met", lambda *_: None)  # alone it would learn the words of its examples, not the corpus's
     task = [w for w in command if not w.startswith(("objective", "joint", "data.unlabelled"))]
@@ -66,21 +63,12 @@ def test_resumed_with_an_adversary_and_an_automatic_weight(ssl, command, monkeyp
         "trainer.deterministic=true",
     ]
     assert ssl(*run, "run.dir=whole").code == 0
-    plain, waiting = Optimizer.step, [3]
-
-    def step(self, world, at):
-        if waiting and at == waiting[0]:
-            waiting.pop()
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, world, at)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Optimizer, "step", step)
+        stop_at(patch, 3)
         assert ssl(*run, "run.dir=cut").code == 75
     assert ssl("finetune", "run.dir=cut", "resume=auto").code == 0
     assert tensors(Path("cut")) == tensors(Path("whole"))
-    keep = lambda name: [{k: v for k, v in line.items() if k != "seconds"} for line in log(name)]  # noqa: E731
-    assert keep("cut") == keep("whole")
+    assert timeless(Path("cut")) == timeless(Path("whole"))
     assert all(line["task.noise"] > 0 and "objective.noise" not in line for line in log("whole") if "task.loss" in line)
 
 

@@ -16,9 +16,8 @@ from sslcli.core import Objective
 from sslcli.errors import BadInput
 from sslcli.optim import Optimizer
 from sslcli.unlabelled import OfTask
-from tests.conftest import TINY, parts, rows, write_jsonl
+from tests.conftest import TINY, log, parts, rows, write_jsonl
 from tests.picture_tasks import NAMES, classifier
-from tests.test_adversarial_commands import log
 from tests.test_resume import tensors
 from tests.tiny_networks import digits
 

@@ -9,9 +9,8 @@ import torch
 from sslcli import device
 from sslcli.core import Output
 from sslcli.objectives.masked_lm import MaskedLM
-from sslcli.optim import Optimizer
 from sslcli.trainer import Trainer
-from tests.conftest import TINY, rows, write_jsonl
+from tests.conftest import TINY, log, rows, write_jsonl
 
 SMALL = [*TINY, "data.max_length=16", "trainer.batch_size=16", "trainer.precision=fp32", "trainer.log_every=1"]
 
@@ -19,24 +18,6 @@ SMALL = [*TINY, "data.max_length=16", "trainer.batch_size=16", "trainer.precisio
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "data.jsonl", rows(200))
-
-
-@pytest.fixture
-def gradients(monkeypatch):
-    """The summed gradients of every optimizer step, as they are before clipping."""
-    seen: list[dict[str, torch.Tensor]] = []
-    plain = Optimizer.step
-
-    def step(self, world, at):
-        seen.append({n: m.grad.clone() for n, m in zip(self.names, self.masters, strict=True) if m.grad is not None})
-        return plain(self, world, at)
-
-    monkeypatch.setattr(Optimizer, "step", step)
-    return seen
-
-
-def log(run: str) -> list[dict]:
-    return [json.loads(line) for line in Path(f"{run}/metrics.jsonl").read_text().splitlines()]
 
 
 def far(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

@@ -81,7 +81,8 @@ def test_the_watch_takes_held_out_pictures_first(tmp_path: Path, pictures, proce
     assert unlabelled.metric == "probe" and len(unlabelled.pool) == 1, "pictures without labels have no part in a probe"
 
 
-def test_the_watch_keeps_to_its_share(tmp_path: Path, pictures, processor) -> None:
+def slow_watch(tmp_path: Path, pictures: tuple[np.ndarray, list[str]], processor: Pixels) -> tuple[Watch, Clock]:
+    """One whose looks take two seconds."""
     images, gold = pictures
     clock = Clock()
     watch = Watch(processor, split(tmp_path / "a", images, gold, NAMES), clock=clock)
@@ -92,6 +93,11 @@ def test_the_watch_keeps_to_its_share(tmp_path: Path, pictures, processor) -> No
         return look(model)
 
     watch._look = slow  # type: ignore[method-assign]
+    return watch, clock
+
+
+def test_the_watch_keeps_to_its_share(tmp_path: Path, pictures, processor) -> None:
+    watch, clock = slow_watch(tmp_path, pictures, processor)
     looks = 0
     for _ in range(100):
         clock.now += 10  # of training
@@ -103,16 +109,7 @@ def test_the_watch_keeps_to_its_share(tmp_path: Path, pictures, processor) -> No
 
 def test_the_last_network_is_looked_at_whatever_it_costs(tmp_path: Path, pictures, processor) -> None:
     """Else the network of the one early look that a quick run can afford would count as its best, and be delivered."""
-    images, gold = pictures
-    clock = Clock()
-    watch = Watch(processor, split(tmp_path / "a", images, gold, NAMES), clock=clock)
-    look = watch._look
-
-    def slow(model: Small) -> dict[str, float]:
-        clock.now += 2.0
-        return look(model)
-
-    watch._look = slow  # type: ignore[method-assign]
+    watch, clock = slow_watch(tmp_path, pictures, processor)
     clock.now += 1
     assert watch(Small()), "the first costs nothing that is known"
     clock.now += 1

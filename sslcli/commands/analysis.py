@@ -160,6 +160,6 @@ def _found(
         text = row["input"] if word is None else [row["input"][word], "in:", *row["input"]]
         listed.append({**place, "label": labels[label[doubt.row]], "suggested": labels[doubt.suggested], **sure, "text": excerpt(text)})
     agrees = float((said.argmax(1) == label).mean())
-    usual = float(np.bincount(label).max() / len(label))  # what who always says the same agrees with
+    usual = float(np.bincount(label).max() / len(label))  # agreement of always saying the most frequent label
     judged = agrees >= JUDGES and agrees - usual >= KNOWS * (1 - usual)
     return {"checked": len(label), "agrees": round(agrees, 6), "judged": judged, "listed": listed}

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from sslcli import config, schema
 from sslcli.commands.finetune import finetune
+from sslcli.commands.folder import NOTHING_KEPT
 from sslcli.commands.job import Job
 from sslcli.commands.sweep import kept, run_all
 from sslcli.errors import BadInput, printable
@@ -110,7 +111,7 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
             screen.warn(f"{job.folder.name} {job.state}: {job.last_line()}")
     failed = sum(job.code != 0 for job in every)
     if failed or flags.get("dry_run"):
-        screen.say(f"{failed} of {len(every)} runs failed; the same command again runs what is not complete" if failed else "dry run")
+        screen.say(f"{failed} of {len(every)} runs failed; the same command again runs what is not complete" if failed else NOTHING_KEPT)
         return int(failed > 0)
     arms = [_arm(name, starts[name], rows) for name, rows in jobs.items()]
     screen.result(_report(root, arms, chosen, screen))

@@ -24,7 +24,9 @@ TOLERANCE = 2e-3  # of a probability, between the trained and the exported model
 
 def export(call: Call, *, run: str, format: str, out: str, rows: Annotated[int, Field(ge=1)], plugins: list[str]) -> dict[str, Any]:
     kind: type[Export] = find(Export, "format", format, plugins)
-    target = Path(out).absolute()
+    target = Path(out)
+    if target.resolve() == Path.cwd():
+        raise BadInput(f"out={printable(out)}: is the folder you are in; name one that can be made, as out=model")
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         raise BadInput(f"out={printable(out)}: already holds files; choose another folder")
     finished = Finished.open(Path(run), plugins)

@@ -6,8 +6,7 @@ The rule is conlleval's: an entity begins at B, at an I that follows no I or B o
 from collections.abc import Sequence
 
 SCHEMES = {"B": "B", "I": "I", "E": "I", "L": "I", "S": "B", "U": "B", "M": "I", "W": "B"}
-
-BARE, UNNAMED = ("B", "I", "E", "S", "L", "U"), "entity"
+BARE, UNNAMED = ("B", "I", "E", "S", "L", "U"), "entity"  # marks that stand alone where all entities are of one kind
 
 
 def to_bio(tags: Sequence[str]) -> tuple[list[str], int]:
@@ -29,8 +28,7 @@ def to_bio(tags: Sequence[str]) -> tuple[list[str], int]:
 
 
 def split(tag: str) -> tuple[str, str]:
-    """("B", "PER") of "B-PER"; ("I", "PER") of a bare "PER" (IO without marks); ("B", "entity") of a bare "B", as where all entities are
-    of one kind; ("", "") of O."""
+    """("B", "PER") of "B-PER"; ("I", "PER") of a bare "PER" (IO without marks); ("B", "entity") of a bare "B"; ("", "") of O."""
     if tag in ("O", "o", ""):
         return "", ""
     if len(tag) > 2 and tag[1] in "-_" and tag[0] in SCHEMES:

@@ -122,14 +122,8 @@ def checked(
     return found
 
 
-_UNSAID = {
-    "lora_dropout": 0.0,
-    "lora_alpha": 8,
-    "use_rslora": False,
-    "use_dora": False,
-    "prefix_projection": False,
-    "norms": False,
-}  # before they were
+# what fields meant before they were
+_UNSAID = dict.fromkeys(("use_rslora", "use_dora", "prefix_projection", "norms"), False) | {"lora_dropout": 0.0, "lora_alpha": 8}
 
 
 def renamed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -31,9 +31,7 @@ from sslcli.models.text import Text as Network
 from sslcli.schema import Part
 
 PREVIEWED = 10  # texts
-
-
-LOOKED, MANY_UNKNOWN = 2000, 10  # rows that are looked at for tokens that say nothing; per cent of them that are worth a warning
+LOOKED, MANY_UNKNOWN = 200_000, 10  # tokens of a split that are looked at for [UNK]; per cent of them that are worth a warning
 
 
 class Text(TextData, Modality):
@@ -216,9 +214,9 @@ class Text(TextData, Modality):
 
 
 def _counted(prepared: Prepared, tokenizer: Tokenizer) -> Prepared:
-    """With how many per cent of the tokens of each split's first rows are [UNK], where a tokenizer has such a token."""
+    """With how many per cent of the first tokens of each split are [UNK], where a tokenizer has such a token."""
     for split, store in prepared.stores.items() if tokenizer.unknown is not None else ():
-        ids = np.concatenate([np.zeros(0, np.int64), *store["ids"].take(np.arange(min(LOOKED, store.count)))])
         if split in prepared.facts and "ids" in store:
-            prepared.facts[split]["counted"] = {"percent_unknown": round(100 * float((ids == tokenizer.unknown).mean())) if len(ids) else 0}
+            unknown = store["ids"].values[:LOOKED] == tokenizer.unknown
+            prepared.facts[split]["counted"] = {"percent_unknown": round(100 * float(unknown.mean())) if unknown.size else 0}
     return prepared

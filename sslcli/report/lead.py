@@ -54,13 +54,8 @@ def _against_cheap(figures: Figures, split: str, key: str) -> Html:
     ours = record.value(split, key)
     if cheap is None or ours is None:
         return words("no_baseline")
-    paired = record.at("seeds", "above_baseline", key)  # seed by seed, on the same labels
-    if (
-        isinstance(paired, dict)
-        and isinstance(ends := paired.get("interval"), list)
-        and [number(x) is None for x in ends] == [False, False]
-    ):
-        found: Difference | None = Difference(ours - cheap, float(ends[0]), float(ends[1]), 0)
+    if ends := record.ends("seeds", "above_baseline", key, "interval"):  # seed by seed, on the same labels
+        found: Difference | None = Difference(ours - cheap, *ends, 0)
     else:
         found = unpaired(cheap, record.interval("baseline", key), ours, record.interval(split, key))
     verdict = found.verdict(key) if found else Difference(ours - cheap, ours - cheap, ours - cheap, 0).verdict(key)

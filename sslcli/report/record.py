@@ -102,7 +102,11 @@ class Record:
         return number(self.at(*self.path(split, key)))
 
     def interval(self, split: str | None, key: str | None) -> tuple[float, float] | None:
-        found = self.at(*self.path(split, key, "interval"))
+        return self.ends(*self.path(split, key, "interval"))
+
+    def ends(self, *keys: str) -> tuple[float, float] | None:
+        """Of an interval at a path of metrics.json."""
+        found = self.at(*keys)
         if isinstance(found, list) and len(found) == 2 and all(number(x) is not None for x in found):
             return float(found[0]), float(found[1])
         return None
