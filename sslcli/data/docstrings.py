@@ -22,8 +22,9 @@ from typing import Any
 from sslcli.data.lines import Bad
 from sslcli.data.store import cache, temporary_folder
 from sslcli.errors import BadInput
+from sslcli.evidence.leaks import Sketch, between
 
-VERSION = 2
+VERSION = 3
 LIBRARIES = {
     "numpy": "numpy",
     "scipy": "scipy",
@@ -129,8 +130,11 @@ def _rows() -> Iterator[dict[str, Any]]:
             row["part"] = None
     tested = {source for part in PARTS for source in _deal([row for row in rows if row["part"] == part])}
     for row in rows:
-        if row["source"] in tested and row["split"] != "test":
+        if row["source"] in tested:
             row["split"] = "beside the test"  # its neighbours are in the test: no corpus either
+        elif row["part"]:
+            row["split"] = "train"
+    _choose(rows)
     yield from rows
 
 
@@ -139,17 +143,30 @@ def _summary(text: str) -> str:
 
 
 def _deal(rows: list[dict[str, Any]]) -> set[str]:
-    """Deal the files of a part to test and train, in an order that no one chose; returns those of the test."""
+    """The files of a part that are the test's, in an order that no one chose."""
     sources = sorted({row["source"] for row in rows}, key=_hash)
     tested: set[str] = set()
     for source in sources:
         if sum(row["source"] in tested for row in rows) < TEST_SHARE * len(rows):
             tested.add(source)
-    for row in rows:
-        row["split"] = "beside the test" if row["source"] in tested else "train"
-    for row in sorted((row for row in rows if row["source"] in tested), key=lambda row: _hash(row["text"]))[:TEST_MOST]:
-        row["split"] = "test"
     return tested
+
+
+def _choose(rows: list[dict[str, Any]]) -> None:
+    """The test, out of the labelled rows of its files: at most TEST_MOST a part, none like what is learnt from."""
+    learnt = [row for row in rows if row["split"] != "beside the test"]
+    labelled = [row for row in learnt if row["part"]]
+    able = [row for row in rows if row["split"] == "beside the test" and row["part"]]
+    texts, summaries = ([row["text"] for row in able], [_summary(row["text"]) for row in able])
+    leaked = {
+        pair.second
+        for known, asked in (([row["text"] for row in learnt], texts), ([_summary(row["text"]) for row in labelled], summaries))
+        for pair in between(Sketch.of(known), Sketch.of(asked))
+    }
+    able = [row for i, row in enumerate(able) if i not in leaked]
+    for part in PARTS:
+        for row in sorted((row for row in able if row["part"] == part), key=lambda row: _hash(row["text"]))[:TEST_MOST]:
+            row["split"] = "test"
 
 
 def _files() -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sslcli.evidence import minhash
-from sslcli.evidence.shingles import mixed, polynomial, within, words
+from sslcli.evidence.shingles import distinct, mixed, polynomial, within, words
 
 ORDER = ("unlabelled", "train", "valid", "test")
 ALIKE = 0.6  # Jaccard similarity of words and pairs of words: one word in ten changed leaves 0.7
@@ -67,7 +67,7 @@ def _sketched(texts: Sequence[str], first: int) -> tuple[np.ndarray, ...]:
     two = within(counts, 2)
     pairs = mixed(hashes[two] * np.uint64(3) + hashes[two + 1]) if len(two) else hashes[:0]
     keys = np.concatenate([owners << np.uint64(32) | hashes >> np.uint64(32), owners[two] << np.uint64(32) | pairs >> np.uint64(32)])
-    keys = np.unique(keys)
+    keys = distinct(keys)
     features = (keys & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     sizes = np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(texts))
     many = within(counts, GRAM)

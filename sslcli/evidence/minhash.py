@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sslcli.evidence.shingles import mixed
+from sslcli.evidence.shingles import distinct, mixed
 
 BANDS, ROWS = 20, 4  # a pair of similarity 0.73 is a candidate 998 times in 1000, one of 0.3 in 15 of 100
 BUCKET = 64  # of one bucket, so many are candidates: the rest is a template that fills the corpus
@@ -39,7 +39,7 @@ def candidates(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         rows = np.repeat(np.arange(len(second)), count)
         places = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(low, count)
         found.append(order[places].astype(np.uint64) << np.uint64(32) | rows.astype(np.uint64))
-    pairs = np.unique(np.concatenate(found))
+    pairs = distinct(np.concatenate(found))
     return np.stack([pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)], 1).astype(np.int64)
 
 
