@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sslcli.errors import BadInput
+from sslcli.run import cores
 
 PATIENCE = timedelta(minutes=30)  # a rank that says nothing for so long is dead
 GRACE = 30.0  # seconds that the others get after the first process has failed
@@ -98,7 +99,7 @@ def launch(arguments: Sequence[str], devices: int) -> int:
     found = torch.cuda.device_count() if torch.cuda.is_available() else devices
     if devices > found:
         raise BadInput(f"trainer.devices={devices}, but {found} devices are here")
-    threads = max(1, len(os.sched_getaffinity(0)) // devices)
+    threads = max(1, cores() // devices)
     with tempfile.TemporaryDirectory(prefix="sslcli-") as folder:
         common = {
             **os.environ,

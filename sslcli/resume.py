@@ -25,9 +25,21 @@ class Standing:
     done: int = 0
     elapsed: float = 0.0  # seconds of training, over all processes so far
     order: int = 0  # checksum of all rows so far, in the order in which they were learnt from
-    best: dict[str, Any] = field(default_factory=lambda: {"score": None, "step": None, "waited": 0})
+    # the chosen weights' score and step, the highest score so far, and evaluations since then
+    best: dict[str, Any] = field(default_factory=lambda: {"score": None, "step": None, "top": None, "waited": 0})
     bad: dict[str, int] = field(default_factory=lambda: {"in_row": 0, "total": 0})  # non-finite steps
     sums: dict[str, list[Any]] = field(default_factory=dict)  # name -> [weighted sum, weight] since the last line of the log
+
+    def judged(self, score: float, higher_is_better: bool, noise: float) -> bool:
+        """Whether the weights of now are chosen: theirs is the best score, or no further from it than `noise`. Of scores that cannot be
+        told apart the best is chance, and what has learnt longer is taken (cf. the one-standard-error rule, Breiman et al. 1984)."""
+        top, sign = self.best.get("top", self.best["score"]), 1 if higher_is_better else -1
+        gain = sign * (score - top) if top is not None else float("inf")
+        chosen = gain > 0 or gain > -noise
+        self.best = {**self.best, "waited": 0, "top": score} if gain > 0 else {**self.best, "waited": self.best["waited"] + 1}
+        if chosen:
+            self.best |= {"score": score, "step": self.done}
+        return chosen
 
     def facts(self, batch_size: int) -> dict[str, Any]:
         """What metrics.json says of the training itself."""

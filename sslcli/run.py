@@ -177,6 +177,11 @@ def storage(path: Path) -> Iterator[None]:
         raise StorageFull(f"{printable(path)}: cannot write: {what} choose another run.dir") from error
 
 
+def cores() -> int:
+    """Processors that this process may use; systems that do not say get all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def write_atomically(path: Path, text: str) -> None:
     """The old content or the new, whenever the power fails: temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")

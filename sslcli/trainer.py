@@ -275,10 +275,9 @@ class Trainer:
         self.screen.detail(f"step {at.done:,}: " + "  ".join(f"{k} {v:.4f}" for k, v in plain.items()))
         if objective.metric not in scores:
             return  # nobody looked this time
-        score, before, best = float(scores[objective.metric]), at.best, at.best["score"]
-        better = best is None or (score > best if objective.higher_is_better else score < best)
-        at.best = {"score": score, "step": at.done, "waited": 0} if better else {**before, "waited": before["waited"] + 1}
-        if better and not any(self.world.gather(self.keeper.save(at, self.modules, self.optimizer))):
+        before, noise = at.best, float(scores.get(f"{objective.metric}_noise", 0.0))
+        chosen = at.judged(float(scores[objective.metric]), objective.higher_is_better, noise)
+        if chosen and not any(self.world.gather(self.keeper.save(at, self.modules, self.optimizer))):
             at.best = {**before, "waited": 0}  # what is not on disk cannot be delivered
 
     def _rehearse(self, step: int) -> None:

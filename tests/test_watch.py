@@ -14,6 +14,7 @@ from sslcli.evidence.baseline import baseline
 from sslcli.evidence.watch import SHARE, Watch, labels_of, transfer, vectors_of
 from sslcli.frozen import labelled, rounding
 from sslcli.losses import spread as deviation
+from sslcli.resume import Standing
 from tests.splits import Small, split
 
 NAMES = [str(i) for i in range(10)]
@@ -53,7 +54,7 @@ def test_the_watch_scores_with_labels_and_without(tmp_path: Path, pictures, proc
         assert watch.metric == name
         clock.now += 1000
         scores = watch(model)
-        wanted = {"knn", "probe"} if name else {"alignment"}
+        wanted = {"knn", "probe", "probe_noise"} if name else {"alignment"}
         assert set(scores) == {"rankme", "feature_std", "uniformity", *wanted} and model.training
         ((_, rows),) = watch.sample
         found = vectors_of(model.eval(), processor, store, rows)
@@ -65,6 +66,20 @@ def test_the_watch_scores_with_labels_and_without(tmp_path: Path, pictures, proc
             assert len(rows) == len(set(rows.tolist())) >= 256
         else:
             assert scores["alignment"] == pytest.approx(0, abs=1e-6), "without an augmentation both views are the picture"
+
+
+def test_of_scores_that_cannot_be_told_apart_the_latest_is_chosen() -> None:
+    def chosen(scores: list[float], noise: float, higher: bool = True) -> tuple[int, int]:
+        at = Standing()
+        for at.done, score in enumerate(scores, 1):
+            at.judged(score, higher, noise)
+        return at.best["step"], at.best["waited"]
+
+    assert chosen([0.30, 0.34, 0.31, 0.32], 0.05) == (4, 2), "two looks without a new best score"
+    assert chosen([0.30, 0.34, 0.31, 0.28], 0.05) == (3, 2), "0.28 is worse than the best, beyond noise"
+    assert chosen([0.40, 0.37, 0.34, 0.31], 0.05) == (2, 3), "noise is counted from the best score, not from the chosen one"
+    assert chosen([0.30, 0.34, 0.34, 0.33], 0.0) == (2, 2) == chosen([3.0, 2.0, 2.0, 2.5], 0.0, higher=False)
+    assert chosen([3.0, 2.0, 2.1, 2.5], 0.2, higher=False) == (3, 2)
 
 
 def test_the_watch_takes_held_out_pictures_first(tmp_path: Path, pictures, processor) -> None:

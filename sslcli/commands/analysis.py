@@ -102,7 +102,8 @@ def told(summary: Mapping[str, Any], doubts: Mapping[str, Any]) -> list[str]:
     if "why" in doubts:
         return [*found, f"labels     {doubts['why']}"]
     agrees = f"the probe agrees with {doubts['agrees']:.0%}"
-    found.append(f"labels     {doubts['count']:,} of {doubts['checked']:,} are suspicious (suspicious.csv); {agrees}")
+    where = " (suspicious.csv)" if doubts["count"] else ""
+    found.append(f"labels     {doubts['count']:,} of {doubts['checked']:,} are suspicious{where}; {agrees}")
     if not doubts["judged"]:
         found[-1] += " only, too little to judge: most of these are its own errors"
         return found

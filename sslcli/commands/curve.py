@@ -126,10 +126,10 @@ def _untouched(source: str) -> dict[str, list[str]]:
 
 
 def _jobs(start: Sequence[str], first: bool, passed: Sequence[str], seed: int, labels: Sequence[Any], root: Path) -> list[Job]:
-    """Cheap baselines beside the first arm alone: they are the same in all."""
+    """Cheap baselines and leaks beside the first arm alone: they are the same in all."""
     found = []
     for shots in labels:
-        quiet = ["verdict=false", "errors=false", "trainer.seeds=1", *([] if first else ["baseline=false"])]
+        quiet = ["verdict=false", "errors=false", "trainer.seeds=1", *([] if first else ["baseline=false", "leaks=false"])]
         few = [] if shots == "all" else [f"data.shots={shots}"]
         words = [*passed, *quiet, *start, *few, f"seed={seed}"]
         found.append(Job(" ".join(words), {"shots": str(shots), "seed": str(seed)}, words, root))

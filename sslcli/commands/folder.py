@@ -22,7 +22,7 @@ from sslcli.evidence import leaked, projection
 from sslcli.evidence import receipts as evidence
 from sslcli.log import counted, duration, shown
 from sslcli.modality import Modality, Processor
-from sslcli.report import page
+from sslcli.report import page, record
 from sslcli.report.curves import draw_reliability, draw_robustness
 from sslcli.robustness import robustness, show
 from sslcli.run import Run, storage
@@ -201,7 +201,7 @@ class Folder:
         self.call.screen.table(str(self.run.dir), ("", "", "95 % interval"), rows)
         if "projection" in scores:
             self.call.screen.say(projection.sentence(scores["projection"]))
-        if owed := leaked.sentence(scores, headline):
+        if owed := leaked.sentence(scores, record.HEADLINE):
             self.call.screen.warn(owed)
         return self.end(scores)
 

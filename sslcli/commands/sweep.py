@@ -26,7 +26,7 @@ from sslcli.comparison import KEY, SEEDS, Comparison
 from sslcli.config import compose, parse
 from sslcli.errors import BadInput, Preempted, printable
 from sslcli.log import Screen
-from sslcli.run import write_atomically
+from sslcli.run import cores, write_atomically
 
 
 def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
@@ -135,7 +135,7 @@ def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str
     if len(waiting) < len(jobs):
         screen.say(f"{len(jobs) - len(waiting)} runs are complete already")
     running: list[tuple[Job, subprocess.Popen | Warm, float]] = []
-    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+    threads = max(1, cores() // parallel)
     env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     oven = Oven(env) if warm.POSSIBLE and len(waiting) > 1 else None
     try:

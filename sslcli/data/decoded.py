@@ -21,6 +21,7 @@ from sslcli.data.reader import verdict
 from sslcli.data.store import MOST_READERS, Store, Writer, built
 from sslcli.data.survey import append_lines
 from sslcli.errors import BadInput, printable
+from sslcli.run import cores
 
 BLOCK, BYTES = 256, 4 << 20  # pictures that a thread decodes before it gives them back, and about the bytes of these
 
@@ -89,7 +90,7 @@ def _build(making: Path, key: str, pictures: Pictures, form: Form, data: ImageDa
 
 def in_order(pictures: Iterable[Any], work: Callable[[list[Any]], Any], most: int) -> Iterator[Any]:
     """`work` of one block of pictures after the other, several at a time; memory is that of the blocks under way."""
-    threads = min(os.cpu_count() or 1, MOST_READERS)
+    threads = min(cores(), MOST_READERS)
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for block in _blocks(pictures, max(1, min(most, BLOCK))):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sslcli.run import storage, sync_folder, write_atomically
+from sslcli.run import cores, storage, sync_folder, write_atomically
 
 MOST_READERS = 16  # threads that read or decode
 VERSION = 2  # of the layout and of the processors' code: raise it when either changes what a store holds
@@ -170,7 +170,7 @@ def contents_hash(named: Callable[[], Iterable[tuple[str, str]]]) -> str:
 
     def read() -> str:
         together, files = hashlib.sha256(), iter(named())
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_READERS)) as pool:
+        with ThreadPoolExecutor(min(cores(), MOST_READERS)) as pool:
             while block := list(islice(files, 4096)):
                 for (name, _), digest in zip(block, pool.map(lambda pair: _hash(pair[1]).digest(), block), strict=True):
                     together.update(name.encode("utf-8", "surrogateescape") + b"\0" + digest)

@@ -32,9 +32,9 @@ class Watch:
     """`watch(model)`: scores of one fixed sample of the stores, or nothing where a look now would take more than its share of the time.
     The last network is looked at in any case: a quick run would else be judged, and delivered, as it was at its first look.
 
-    With labels: `knn` and `probe` (a linear layer), each leaving one out, so that every picture counts. Without: `alignment`. Always:
-    `rankme`, `feature_std`, `uniformity`. The sample is of the first store, filled up from the next. Built right before training
-    begins: its clock starts then.
+    With labels: `knn` and `probe` (a linear layer), each leaving one out, so that every picture counts, and `probe_noise`, two standard
+    errors of the latter. Without: `alignment`. Always: `rankme`, `feature_std`, `uniformity`. The sample is of the first store, filled
+    up from the next. Built right before training begins: its clock starts then.
     """
 
     def __init__(self, processor: Pixels, *stores: Store, clock: Callable[[], float] = time.monotonic):
@@ -102,7 +102,8 @@ class Watch:
             return {**scores, "alignment": spread.alignment(*(self._views(model, i) for i in (0, 1)))}
         label = torch.from_numpy(np.concatenate([self.labels[store.path][rows] for store, rows in self.sample])).to(found.device)
         kept = neighbours.accuracy(found, label, k=NEIGHBOURS, temperature=TEMPERATURE)
-        return {"knn": kept, "probe": probe.ridge(found, label, int(label.max()) + 1)[2], **scores}
+        said = probe.ridge(found, label, int(label.max()) + 1)[2]
+        return {"knn": kept, "probe": said, "probe_noise": 2 * (said * (1 - said) / len(label)) ** 0.5, **scores}
 
     def _vectors(self, model: Backbone, parts: Sequence[Part]) -> Tensor:
         return torch.cat([vectors_of(model, self.processor, store, rows) for store, rows in parts])
