@@ -83,7 +83,7 @@ def label_next(
         # which of them, and what for
         vectors, logits = features.with_logits(goal, finished.model, pool)
         said = _probabilities(logits)
-        chosen = new[teaching.choose(directions(vectors)[new], said[new], min(count, len(new)), finished.seed)]
+        chosen = new[teaching.choose(vectors[new], said[new], min(count, len(new)), finished.seed)]
         expected = _expected(finished, labelled.stores, len(chosen))
     call.screen.say(expected["sentence"])
     rows = [json.loads(examples.text(i)) for i in chosen.tolist()]  # of all others no text is held

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from sslcli.evidence.projection import Projection, project
-from sslcli.evidence.suspicious import STRENGTH
+from sslcli.evidence.suspicious import STRENGTH, directions
 
 WIDER = 10  # times as many uncertain rows as are wanted are spread out
 SHARES = (0.25, 0.35, 0.5, 0.7, 1.0)  # of the labels, from which the curve is read
@@ -29,11 +29,11 @@ def choose(vectors: np.ndarray, probabilities: np.ndarray, count: int, seed: int
     order = np.argsort(margin, kind="stable")[: WIDER * count]
     if len(order) <= count:
         return order
-    weight = 1 - margin[order] + 1e-3
+    seen, weight = directions(vectors[order]), 1 - margin[order] + 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # rows that are alike fill fewer clusters
-        clusters = KMeans(count, n_init=1, max_iter=30, random_state=seed).fit(vectors[order], sample_weight=weight)
-    away = clusters.transform(vectors[order])
+        clusters = KMeans(count, n_init=1, max_iter=30, random_state=seed).fit(seen, sample_weight=weight)
+    away = clusters.transform(seen)
     own = away[np.arange(len(order)), clusters.labels_]
     nearest = [order[rows[own[rows].argmin()]] for c in range(count) if len(rows := np.flatnonzero(clusters.labels_ == c))]
     rest = [row for row in order.tolist() if row not in set(nearest)]  # where rows are alike, clusters are empty
