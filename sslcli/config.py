@@ -112,6 +112,11 @@ def resumed(composed: Composed, overrides: Sequence[str], name: str = "config.ya
         elif now.get(key) != value:
             remedy = "leave it out, or begin a new run with from= this one"
             composed.problems.append(f"{key}={printable(now.get(key))}: the run to resume has {printable(value)}; {remedy}")
+    had = dict(_leaves(before))
+    for word in sorted(given):  # a group that the run does not have
+        new = [k for k in now if (k == word or k.startswith(f"{word}.")) and k not in had and not k.startswith(FREE)]
+        if any(now[key] is not None for key in new):
+            composed.problems.append(f"{word}: the run to resume has none; leave it out, or begin a new run with from= this one")
     return before, stored.read_text(encoding="utf-8")
 
 

@@ -83,13 +83,21 @@ class Lowered:
         module.forward = forward
         self.replaced.append(module)
 
+    def exact(self) -> dict[int, Tensor]:
+        """By identity, the frozen parameters in fp32: as they were, or, of a teacher's twin, which moves without learning, as they are."""
+        found = {}
+        for parameter, old in self.frozen:
+            still = torch.equal(parameter.data, old.to(parameter.device, parameter.dtype))
+            found[id(parameter)] = old.to(parameter.device) if still else parameter.data.float()
+        return found
+
     def undo(self) -> None:
         """Gradients stay where they come from, and modules are the library's again; the weights are the caller's to set."""
         for handle in self.hooks:
             handle.remove()
-        for parameter, old in self.frozen:
-            still = torch.equal(parameter.data, old.to(parameter.device, parameter.dtype))
-            parameter.data = old.to(parameter.device) if still else parameter.data.float()  # a teacher's twin moves without learning
+        exact = self.exact()
+        for parameter, _ in self.frozen:
+            parameter.data = exact[id(parameter)]
         for module in self.replaced:
             del module.forward
 

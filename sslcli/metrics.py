@@ -17,7 +17,8 @@ BOUNDS = {
 def interval(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
     """Percentile bootstrap of a statistic of summed counts: rows [N, C] are resampled, `statistic` takes [R, C] sums to [R]."""
     rows, repeats = np.unique(counts, axis=0, return_counts=True)
-    return _interval(repeats, lambda drawn: statistic(drawn @ rows), seed)
+    kinds = rows.astype(float)  # sums are exact, and products of integers are slow
+    return _interval(repeats, lambda drawn: statistic(drawn.astype(float) @ kinds), seed)
 
 
 def _interval(repeats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> list[float]:
@@ -74,10 +75,11 @@ def _macro_interval(gold: np.ndarray, guess: np.ndarray, classes: int) -> list[f
     cells, repeats = np.unique(gold * classes + guess, return_counts=True)
     true, said = cells // classes, cells % classes
 
+    is_gold, is_guess = ((which[:, None] == np.arange(classes)).astype(float) for which in (true, said))  # products of integers are slow
+    is_hit = is_gold * (true == said)[:, None]
+
     def statistic(sums: np.ndarray) -> np.ndarray:
-        at_gold = sums @ (true[:, None] == np.arange(classes))
-        at_guess = sums @ (said[:, None] == np.arange(classes))
-        hit = sums @ ((true[:, None] == np.arange(classes)) & (true == said)[:, None])
+        at_gold, at_guess, hit = (sums.astype(float) @ which for which in (is_gold, is_guess, is_hit))
         total = at_gold + at_guess
         f1 = np.divide(2 * hit, total, out=np.zeros(total.shape), where=total > 0)
         return f1.sum(1) / np.maximum((total > 0).sum(1), 1)

@@ -236,13 +236,18 @@ def default_lr(modules: nn.Module, kind: str) -> float:
     return rate * {"adamw": 1.0, "adam": 1.0, "lion": 0.1, "muon": 1.0, "sgd": 100.0}[kind]
 
 
+EMBEDDING = re.compile(r"embed|\.w[tp]e\.")  # GPT-2 calls its tables wte and wpe
+
+
 def _groups(names: Sequence[str], masters: Sequence[Tensor], weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Vectors (biases, norms) take no decay; with layer-wise decay each layer's rate falls with its distance from the head."""
     depths = [_depth(n) for n in names]
     layers = max((d for d in depths if d is not None), default=0) + 1
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, master, depth in zip(names, masters, depths, strict=True):
-        below = 0 if not name.startswith("model.") else layers - depth if depth is not None else (layers + 1 if "embed" in name else 0)
+        below = (
+            0 if not name.startswith("model.") else layers - depth if depth is not None else (layers + 1 if EMBEDDING.search(name) else 0)
+        )
         share, decay = layer_decay**below, weight_decay if master.ndim >= 2 else 0.0
         group = groups.setdefault((share, decay), {"params": [], "names": [], "share": share, "weight_decay": decay})
         group["params"].append(master)
@@ -251,7 +256,7 @@ def _groups(names: Sequence[str], masters: Sequence[Tensor], weight_decay: float
 
 
 def _depth(name: str) -> int | None:
-    found = re.search(r"\.(?:layers?|h|blocks?|encoder|stages?)\.(\d+)\.", name)
+    found = re.search(r"\.(?:layers?|h|blocks?|encoder|stages?)\.(\d+)\.", name.replace("/", "."))  # of bottlenecks with slashes
     return int(found[1]) if found else None
 
 

@@ -130,7 +130,7 @@ class Trainer:
         self.backward = Backward(modules, terms, noises, self.optimizer, balance, *known)
         steps = self.pace.plan(terms[0].stream, auto, self.world, self._rehearse, found.state if found else None)
         self.at, self.optimizer.steps = self.keeper.begin(found, steps, modules, self.optimizer), steps
-        self.keeper.check_space(self.optimizer)
+        self.keeper.check_space(self.optimizer, self.modules)
         self.sentinel.begin(terms, self.optimizer, self._every("log"))
         self._price()
         if self.gradient_checkpointing and not compiles:

@@ -4,6 +4,7 @@ of each."""
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +54,7 @@ class OfTask(Objective):
         return f"task.tune={tune} trains nothing; use task.tune=full" if tune in cls.solved else None
 
     def rows(self, store: Store) -> Places:
-        return self.task.rows(store)
+        return replace(self.task.rows(store), words=None)  # strong views hold other words too
 
     def read(self, store: Store, rows: np.ndarray, keys: np.ndarray) -> Batch:
         return self._look.read(self.task.read(store, rows, keys), rows, keys)

@@ -278,6 +278,18 @@ def test_both_ways_of_reading_a_delivered_model_agree(ssl, run_of) -> None:
         shutil.rmtree("again")
 
 
+def test_what_goes_on_from_a_classifier_is_its_network(ssl, run_of) -> None:
+    """The layer that pools in a delivered BERT is no part of the network that another task begins with."""
+    run_of("classifier")
+    whole, network = Text.load(Path("run/model"), "sequence_classification", None, native=True), Text.load(Path("run/model"), None, None)
+    layers = network.base.encoder.layer
+    assert len(whole.base.encoder.layer) == len(layers) + 1 == network.base.config.num_hidden_layers + 1
+    assert torch.equal(layers[-1].output.dense.weight, whole.base.encoder.layer[-2].output.dense.weight)
+    tagger = Text.load(Path("run/model"), "token_classification", None)
+    head = tagger.head("token_classification", ["O", "B-X", "I-X"])
+    assert head is not None and not network.loaded["new"] and len(tagger.base.encoder.layer) == len(layers)
+
+
 def test_tokenizer_identity_survives_the_run(ssl, run_of, corpus) -> None:
     run_of("masked")
     assert ssl("pretrain", "from=run", f"data.train={corpus}", "trainer.steps=2", "run.dir=more").code == 0

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sslcli.commands.finished import Finished
 from sslcli.data.reader import Reader
 from sslcli.data.source import open_source
 from tests.conftest import TINY, rows, write_jsonl
@@ -117,6 +118,8 @@ def test_standard_input(tmp_path: Path, corpus: Path) -> None:
     done = subprocess.run(command, input=corpus.read_bytes(), capture_output=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads((tmp_path / "run" / "data.json").read_text())["train"]["documents"] > 200
+    kept = Finished.open(tmp_path / "run", []).source().train
+    assert Path(kept).read_bytes() == corpus.read_bytes(), "a later verb reads what the run read, not its own standard input"
 
 
 def test_a_hub_data_set_from_a_local_folder(ssl, tmp_path: Path) -> None:

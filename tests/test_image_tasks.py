@@ -163,6 +163,8 @@ def test_weights_and_smoothing_are_pytorchs(data) -> None:
     target = F.one_hot(label, 2).float()
     weighed = F.cross_entropy(logits, label, weight=torch.tensor([2.5, 0.625]), reduction="none")
     assert torch.allclose(task._losses(logits, target), weighed)
+    mixed, weights = torch.rand(6, 2).softmax(-1), torch.tensor([2.5, 0.625])
+    assert torch.allclose(task._losses(logits, mixed), F.cross_entropy(logits, mixed, weight=weights, reduction="none"))
     _, task = classifier(facts=facts, names=names, label_smoothing=0.2)
     assert torch.allclose(task._losses(logits, target), F.cross_entropy(logits, label, label_smoothing=0.2, reduction="none"))
     for change in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}):

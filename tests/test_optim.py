@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sslcli.distributed import World
-from sslcli.optim import Lion, Optimizer, default_lr
+from sslcli.lowered import Lowered
+from sslcli.optim import EMBEDDING, Lion, Optimizer, _depth, default_lr
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -106,6 +107,32 @@ def test_layers_far_from_the_head_move_less() -> None:
     shares = {n: g["share"] for g in made.engines[0].param_groups for n in g["names"]}
     assert shares["task.weight"] == 1 and shares["model.layers.1.weight"] == 0.5 and shares["model.layers.0.weight"] == 0.25
     assert shares["model.embeddings.weight"] == 0.125
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "embeds"),
+    [
+        ("model.base.wte.weight", None, True),
+        ("model.base.wpe.weight", None, True),
+        ("model.base.h.3.attn.weight", 3, False),
+        ("model.bottlenecks.encoder/layer/1/output.down.weight", 1, False),
+        ("model.base.embeddings.word_embeddings.weight", None, True),
+    ],
+)
+def test_every_familys_layers_are_known(name: str, depth: int | None, embeds: bool) -> None:
+    assert _depth(name) == depth and bool(EMBEDDING.search(name)) == embeds
+
+
+def test_what_is_frozen_is_kept_as_it_was_before_it_was_lowered() -> None:
+    net = nn.ModuleDict({"still": nn.Linear(8, 8), "twin": nn.Linear(8, 8), "learns": nn.Linear(8, 8)})
+    for name in ("still", "twin"):
+        net[name].requires_grad_(False)
+    before = net["still"].weight.detach().clone()
+    lowered = Lowered(net, list(net["learns"].parameters()), torch.bfloat16)
+    net["twin"].weight.data.mul_(2)  # a teacher's moves
+    exact = lowered.exact()
+    assert net["still"].weight.dtype == torch.bfloat16 and torch.equal(exact[id(net["still"].weight)], before)
+    assert torch.equal(exact[id(net["twin"].weight)], net["twin"].weight.float())
 
 
 def test_vectors_take_no_decay() -> None:

@@ -103,6 +103,8 @@ def test_resume_refuses_other_settings_and_other_data(ssl, workload, monkeypatch
         assert ssl(*workload, "trainer.steps=12", "run.dir=a").code == 75
     done = ssl("pretrain", "run.dir=a", "resume=auto", "optimizer.lr=5e-4", "trainer.log_every=2")
     assert done.code == 2 and "optimizer.lr" in done.err and "log_every" not in done.err
+    done = ssl("pretrain", "run.dir=a", "resume=auto", "augment=mae")
+    assert done.code == 2 and "augment: the run to resume has none" in done.err
     write_jsonl(tmp_path / "data.jsonl", [{"text": r["text"]} for r in rows(512, seed=1)])
     done = ssl("pretrain", "run.dir=a", "resume=auto")
     assert done.code == 2 and "data.jsonl has changed" in done.err and "allow_changed" in done.err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sslcli import metrics
+from sslcli.commands.seeds import deliver
 from sslcli.report.card import card
 from sslcli.report.record import Record
 from sslcli.trainer import Trainer
@@ -152,3 +153,14 @@ def test_what_a_collapse_is() -> None:
     assert metrics.collapse([["O", "B"], ["O"]], [["O", "O"], ["O"]]) == "says O everywhere"
     assert metrics.collapse([["x"], ["y"]], [[], []]) == "says no label everywhere"
     assert metrics.collapse([["O", "B"], ["O"]], [["O", "B"], ["O"]]) is None
+
+
+def test_delivering_again_leaves_nothing_beside(tmp_path: Path) -> None:
+    made, whole = tmp_path / "seeds" / "0", tmp_path / "run"
+    (made / "model").mkdir(parents=True)
+    whole.mkdir()
+    for name in ("data.json", "model/config.json"):
+        (made / name).write_text("{}")
+    for _ in range(2):
+        deliver(made, whole)
+    assert sorted(str(p.relative_to(whole)) for p in whole.rglob("*")) == ["data.json", "model", "model/config.json"]

@@ -96,6 +96,7 @@ def evaluate(
         if finished.verb == "finetune":
             finished.goal.gallery = prepared.stores.get("gallery")
             scores: dict[str, Any] = judge(finished.goal, finished.model, store, replicas, folder.run, some)  # type: ignore[arg-type]
+            seconds = time.monotonic() - start  # what follows is not of the model
             folder.reliability(finished.goal)
             doubts = partial(by_predictions, folder.run.dir / "predictions.jsonl", split, finished.labels)
             analyse(folder, finished.goal, prepared.stores, doubts)  # type: ignore[arg-type]
@@ -103,8 +104,7 @@ def evaluate(
             more |= folder.robustness(finished, store, replicas, attack.build(), most) if robustness else {}
         else:
             scores = held_out(finished.goal, finished.model, store, replicas, finished.batch_size, most)
-            more = {}
-        seconds = time.monotonic() - start
+            seconds, more = time.monotonic() - start, {}
         rows = min(most or store.count, int(finished.goal.rows(store).count))
         facts = {"seconds": round(seconds, 2), "examples_per_second": round(rows / max(seconds, 1e-9), 2), "run": run}
         facts["peak_memory_bytes"] = device.peak_memory(replicas.device)

@@ -16,6 +16,7 @@ from sslcli.commands.finetune import finetune
 from sslcli.commands.pretrain import pretrain
 from sslcli.commands.tuned import reopened
 from sslcli.core import Batch, Objective, Task
+from sslcli.data.source import kept_input
 from sslcli.errors import BadCheckpoint, BadInput, printable
 from sslcli.modality import Modality
 from sslcli.run import config_of
@@ -64,8 +65,12 @@ class Finished:
         return cls(folder, verb, parts["data"], seed, size, processor, model, goal, facts, known, part, whole)
 
     def source(self) -> Modality:
-        """The data as the run was told of it."""
-        return self.data.build(self.seed).serving(self.part)
+        """The data as the run was told of it; what came by standard input then is read where it was kept."""
+        source: Any = self.data.build(self.seed)
+        for split, files in self.facts.get("files", {}).items():
+            if getattr(source, split, None) == "-" and files:
+                setattr(source, split, str(kept_input(files[0]["file"])))
+        return source.serving(self.part)
 
     @property
     def coder(self) -> Any:

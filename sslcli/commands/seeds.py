@@ -194,6 +194,7 @@ def deliver(place: Path, folder: Path) -> None:
         making.unlink(missing_ok=True) if not making.is_dir() else None
         shutil.copytree(path, making, copy_function=link) if path.is_dir() else link(path, making)
         shutil.rmtree(final, ignore_errors=True)
+        final.unlink(missing_ok=True)  # of two links to one file a rename would leave both
         making.replace(final)
 
 

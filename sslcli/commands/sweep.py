@@ -180,5 +180,8 @@ def _complete(job: Job) -> bool:
     if not any((job.folder / name).exists() for name in ("metrics.json", "ssl_export.json")):
         return False
     job.code = 0
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        before = json.loads((job.folder.parent / "sweep.json").read_text(encoding="utf-8"))
+        job.seconds = next((float(row["seconds"]) for row in before if row["run"] == str(job.folder)), 0.0)
     job.read()
     return True

@@ -27,7 +27,7 @@ def records(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]] | 
             tokens, tags, spoilt = [], [], False
             continue
         columns = text.split("\t") if "\t" in text else text.split()
-        if text.startswith("# ") and (not tokens or len(columns) != width):
+        if text.startswith("# ") and (len(columns) != width if tokens else not (len(columns) == 2 and _is_tag(columns[1]))):
             continue  # a comment of CoNLL-U and its relatives
         width = width or len(columns)
         if len(columns) != width or len(columns) < 2:
@@ -50,5 +50,8 @@ def looks_like(sample: list[str]) -> bool:
     ]
     if not rows or any(len(r) < 2 for r in rows) or len({len(r) for r in rows}) > 1:
         return False
-    tags = [r[-1] for r in rows]
-    return sum(t == "O" or (len(t) > 2 and t[0] in "BIESLU" and t[1] in "-_") for t in tags) >= 0.9 * len(tags)
+    return sum(_is_tag(r[-1]) for r in rows) >= 0.9 * len(rows)
+
+
+def _is_tag(text: str) -> bool:
+    return text == "O" or (len(text) > 2 and text[0] in "BIESLU" and text[1] in "-_")

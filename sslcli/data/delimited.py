@@ -33,7 +33,7 @@ class _Feed:
 
 def records(path: Path, encoding: str, delimiter: str | None) -> Iterator[tuple[int, dict[str, str]] | Bad]:
     suffixes = [s.lower() for s in path.suffixes]
-    delimiter = delimiter or ("\t" if ".tsv" in suffixes else ",")
+    delimiter = "\t" if delimiter == "tab" else delimiter or ("\t" if ".tsv" in suffixes else ",")
     try:
         yield from _records(path, encoding, delimiter)
     except Unreadable as error:
@@ -56,7 +56,7 @@ def _records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, d
             return
         except csv.Error as error:
             yield from _drain(feed)
-            bad = _csv_error(str(error), begins, feed.offset)
+            bad = _csv_error(str(error), begins, feed.number, feed.offset)
             yield bad
             if bad.fatal:
                 return
@@ -84,7 +84,10 @@ def _header(reader: Iterator[list[str]], feed: _Feed, delimiter: str) -> list[st
             raise Unreadable(feed.bad[0]) from None
         return None
     except csv.Error as error:
-        raise Unreadable(_csv_error(str(error), 1, 0)) from error
+        raise Unreadable(_csv_error(str(error), 1, 1, 0)) from error
+    if "" in header:
+        places = ", ".join(str(i) for i, name in enumerate(header, 1) if not name)
+        raise Unreadable(Bad(1, f"the header has no name for column {places}; name what is needed and remove the rest", fatal=True))
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise Unreadable(Bad(1, f"the header names {printable(', '.join(twice))} twice; rename one", fatal=True))
@@ -92,8 +95,8 @@ def _header(reader: Iterator[list[str]], feed: _Feed, delimiter: str) -> list[st
         other = next((d for d in (";", "\t", ",", "|") if d != delimiter and d in header[0]), None)
         if other:
             shown = {"\t": "tab"}.get(other, other)
-            value = "'\\t'" if other == "\t" else other
-            reason = f'1 column found; the delimiter looks like {shown!r}: use data.delimiter="{value}"'
+            value = shown if other == "\t" else f'"{shown}"'
+            reason = f"1 column found; the delimiter looks like {shown!r}: use data.delimiter={value}"
             raise Unreadable(Bad(1, reason, fatal=True))
     return header
 
@@ -103,15 +106,18 @@ def _drain(feed: _Feed) -> Iterator[Bad]:
     feed.bad.clear()
 
 
-def _csv_error(message: str, line: int, offset: int) -> Bad:
+def _csv_error(message: str, line: int, last: int, offset: int) -> Bad:
+    """`last`: the line that was read last. Where a quote has run over several, they hold records that are in order: no one bad record."""
     if "field larger" in message:
         return Bad(
             line,
             f"a field of more than {MAX_FIELD} characters, or a quote opened here and never closed; use JSON lines for long texts",
             offset,
+            fatal=True,
         )
     if "unexpected end" in message:
         return Bad(line, "a quote opens in this record and is never closed; close or double it", offset, fatal=True)
     if "after" in message:
-        return Bad(line, "text follows a closing quote; double the quotes inside a quoted field", offset)
+        where = f" (in line {last}, of a quote that this record opens)" if last > line else ""
+        return Bad(line, f"text follows a closing quote{where}; double the quotes inside a quoted field", offset, fatal=last > line)
     return Bad(line, f"not CSV: {message}", offset)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sslcli.data.reader import named
 from sslcli.data.survey import Unlabelled
 from sslcli.errors import BadInput
 
@@ -34,7 +35,7 @@ class LabelCoder:
             self.labelling = "multi" if isinstance(label, list) else "single"
         if self.labelling == "multi":
             parts = label if isinstance(label, list) else str(label).split(";")
-            example["label"] = sorted({str(x).strip() for x in parts if str(x).strip()})
+            example["label"] = sorted({named(x) for x in parts if named(x)})
             return None
         if isinstance(label, list):
             return "holds a list of labels; task.labelling=multi reads those"
@@ -93,15 +94,6 @@ class Unread(Unlabelled):
 
     def identity(self) -> Any:
         return [*self.coder.identity(), "unread"]
-
-
-def named(label: Any) -> str:
-    """A label as text: 1.0 and 1 are one, so are true and True."""
-    if isinstance(label, bool):
-        return str(label).lower()
-    if isinstance(label, float) and label.is_integer():
-        return str(int(label))
-    return str(label).strip()
 
 
 def indicators(values: Sequence[Sequence[str]], ids: Mapping[str, int]) -> np.ndarray:

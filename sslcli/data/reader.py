@@ -117,7 +117,7 @@ class Reader:
             name = given or _guess(role, free, records)
             if name is None and role in optional:
                 continue
-            headless = self._headless(names)
+            headless = self._headless(names, records)
             if name is None or name not in names or (headless and not given):
                 file = sample[0][0]
                 what = f"no column {printable(given)}" if given else f"no column for the {role}"
@@ -126,22 +126,27 @@ class Reader:
             chosen[role] = name
         return chosen
 
-    def _headless(self, names: Sequence[str]) -> str:
-        looks_like_data = any(len(n.split()) > 3 for n in names) and not any(n.lower() in known for known in NAMES.values() for n in names)
+    def _headless(self, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str:
+        """Whether what should be names are a record: a sentence, or a value that its own column has again."""
+        known = any(n.lower() in names_ for names_ in NAMES.values() for n in names)
+        looks_like_data = not known and any(len(n.split()) > 3 or any(r.get(n) == n for r in records) for n in names)
         return " (the first line looks like data: add a header line?)" if looks_like_data else ""
 
 
 def verdict(key: str, policy: str, read: int, bad: Sequence[tuple[str, Bad]]) -> list[dict[str, Any]]:
     """The policy applied: raise with the bad records one by one, or return them."""
     fatal = any(b.fatal for _, b in bad)
-    allowed = 0 if policy == "fail" else max(MIN_BAD, int(MAX_BAD * read))
+    most = max(MIN_BAD, int(MAX_BAD * read))
+    allowed = 0 if policy == "fail" else most
     if fatal or len(bad) > allowed:
         lines = [f"{at(file, b.record, b.byte)}: {b.reason}" for file, b in bad[:LISTED]]
         if len(bad) > LISTED:
             lines.append(f"... and {len(bad) - LISTED} more")
         if read:
             lines.append(f"checked {read:,} records: {read - sum(not b.fatal for _, b in bad):,} good, {len(bad):,} bad")
-            if policy == "fail" and not fatal:
+            if not fatal and len(bad) > most:
+                lines[-1] += f"; mend them: data.on_bad_record=skip leaves out at most {most} of {read:,}"
+            elif not fatal:
                 lines[-1] += "; mend them, or leave them out with data.on_bad_record=skip"
         raise (Unsafe if any(b.unsafe for _, b in bad) else BadInput)("\n".join(lines))
     if read == len(bad):
@@ -180,6 +185,10 @@ def wrong_type(role: str, column: str, value: Any) -> str | None:
         return f"{printable(column)} is {_kind(value)}; expected text"
     if role == "score" and number(value) is None:
         return f"{printable(column)} is {printable(value)}; expected a number (the score of the pair)"
+    if role == "source" and not isinstance(value, (str, int, float)):
+        return f"{printable(column)} (the {role}) is {_kind(value)}; expected a name"
+    if role == "label" and any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
+        return f"{printable(column)} (the {role}) is {printable(value)}; fill it in or remove the record"
     if role in ("positives", "negative", "id"):
         return _wrong_passages(role, column, value)
     if role == "image" and not isinstance(value, (str, bytes)) and not (isinstance(value, dict) and {"bytes", "path"} & value.keys()):
@@ -222,6 +231,15 @@ def _looks_like_a_picture(value: Any) -> bool:
     if isinstance(value, str):
         return Path(value).suffix.lower() in SUFFIXES
     return kind_of(value if isinstance(value, bytes) else (isinstance(value, dict) and value.get("bytes")) or b"") is not None
+
+
+def named(label: Any) -> str:
+    """A label as text: 1.0 and 1 are one, so are true and True."""
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    return str(label).strip()
 
 
 def _kind(value: Any) -> str:

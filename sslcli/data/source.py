@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -124,7 +125,7 @@ def resolve(key: str, spec: str) -> list[Path]:
                 else ""
             )
             raise BadInput(f"{key}={printable(spec)}: no data files in this folder ({looked}){pictures}")
-    elif any(c in spec for c in "*?["):
+    elif any(c in spec for c in "*?[") and not path.exists():
         anchor = Path(path.anchor)
         pattern = str(path.relative_to(anchor)) if path.anchor else str(path)
         asked = _hidden(Path(pattern))  # a name that begins with a point is found where the pattern says so, as in the shell
@@ -184,13 +185,18 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def kept_input(name: str) -> Path:
+    """Where what came by standard input is kept: a run's data.json has its name."""
+    return prepared() / "stdin" / name
+
+
 @cache
 def _standard_input() -> Path:
     """Standard input can be read once, and data is read several times: keep it under its content's name."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise BadInput("data.train=-: replicas cannot share standard input; write it to a file first")
     raw = sys.stdin.buffer.read()
-    path = prepared() / "stdin" / hashlib.sha256(raw).hexdigest()[:32]
+    path = kept_input(hashlib.sha256(raw).hexdigest()[:32])
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
@@ -200,7 +206,7 @@ def _standard_input() -> Path:
 
 
 def _refuse_odd_shards(key: str, files: Sequence[Path]) -> None:
-    twice = {p for p in files if files.count(p) > 1}
+    twice = {p for p, times in Counter(files).items() if times > 1}
     if twice:
         raise BadInput(f"{key}: {at(min(twice))} is listed twice; name each file once")
     shards: dict[tuple[str, int], set[int]] = {}

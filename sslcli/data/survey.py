@@ -1,6 +1,8 @@
 """One pass over labelled examples before anything is written: label set inferred or checked, held-out and few-label subsets drawn."""
 
 import json
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,10 @@ from sslcli.data.store import Writer
 from sslcli.data.text import few, held_out
 from sslcli.errors import printable
 
+PLAIN, NO_TEXT = (
+    re.compile(r"[A-Za-z_][\w-]*", re.ASCII),
+    {"null", "true", "false", "nan", "inf"},
+)  # what needs no quotes in an override, but for these
 MOST_NAMED = 40  # labels that an error lists
 ENOUGH_TO_HOLD_OUT = 20  # examples a class: with fewer, every label is worth more in training than in choosing a checkpoint
 
@@ -91,7 +97,7 @@ def survey(
     inventory = coder.inventory(seen, given)
     plans: Plans = {split: (reader, None) for split, reader in readers.items()}
     if "train" in readers:
-        plans |= _subsets(data, readers, strata, len(inventory))
+        plans |= _subsets(data, readers, strata, len(inventory), coder.facts.get("labelling") == "multi")
         coder.facts |= _fewer(data.shots, strata["train"], inventory)
     return inventory, plans, bad
 
@@ -106,7 +112,9 @@ def _fewer(shots: int | None, strata: Sequence[str], inventory: Sequence[str]) -
 
 def valid_is(data: Labelled, readers: Mapping[str, Reader], plans: Plans) -> dict[str, str]:
     if "valid" not in readers and "valid" in plans:
-        return {"valid_is": f"{data.valid_fraction:.0%} of data.train, stratified, drawn with seed {data.seed}"}
+        rest, held = plans["train"][1], plans["valid"][1]
+        share = len(held) / (len(rest) + len(held))  # of small labels at least one is held out
+        return {"valid_is": f"{share:.0%} of data.train, stratified, drawn with seed {data.seed}"}
     if "train" in plans and "valid" not in plans:
         return {"valid_is": "none: too few labels to hold some out (all are trained on, the last weights are kept)"}
     return {}
@@ -137,7 +145,7 @@ def append_lines(writer: Writer, lines: Sequence[Any], **beside: Any) -> None:
     writer.append(len(coded), {"text": np.array([len(line) for line in coded])}, text=text, **beside)
 
 
-def _subsets(data: Labelled, readers: Mapping[str, Reader], strata: Mapping[str, Sequence[str]], labels: int) -> Plans:
+def _subsets(data: Labelled, readers: Mapping[str, Reader], strata: Mapping[str, Sequence[str]], labels: int, several: bool) -> Plans:
     ids = {name: i for i, name in enumerate(sorted(set(strata["train"])))}
     train = np.arange(len(strata["train"]))
     kinds = [ids[s] for s in strata["train"]]
@@ -145,9 +153,10 @@ def _subsets(data: Labelled, readers: Mapping[str, Reader], strata: Mapping[str,
     if data.shots is not None:
         train = few(data.seed, kinds, data.shots)
     if "valid" not in readers and len(train) >= ENOUGH_TO_HOLD_OUT * max(1, min(labels, len(ids))):
-        valid = train[held_out(data.seed, [kinds[i] for i in train], data.valid_fraction)]
-        found["valid"] = (readers["train"], valid)
-        train = np.setdiff1d(train, valid)
+        valid = train[held_out(data.seed, [kinds[i] for i in train], data.valid_fraction, pooled=several)]
+        if len(valid):
+            found["valid"] = (readers["train"], valid)
+            train = np.setdiff1d(train, valid)
     found["train"] = (readers["train"], None if len(train) == len(kinds) else train)
     return found
 
@@ -161,6 +170,13 @@ def _unknown(labels: Sequence[str], known: set[str] | None, given: list[str] | N
         return None
     if given is not None and given != listed:
         return f"the label {printable(strange)} is none of the {len(given)} that the run has learnt; mend it or leave the row out"
-    every = printable(",".join([*sorted(known), strange]), 300) if len(known) < MOST_NAMED else "<every label>"
+    every = _typed([*sorted(known), strange]) if len(known) < MOST_NAMED else "data.labels=[<every label>]"
     where = "data.labels" if listed else "the training data"
-    return f"the label {printable(strange)} is not in {where}; mend it, or name all labels: data.labels=[{every}]"
+    return f"the label {printable(strange)} is not in {where}; mend it, or name all labels: {every}"
+
+
+def _typed(labels: Sequence[str]) -> str:
+    """`data.labels=` as a shell and Hydra read it."""
+    plain = [x if PLAIN.fullmatch(x) and x.lower() not in NO_TEXT else '"' + x.replace('"', '\\"') + '"' for x in labels]
+    said = f"data.labels=[{','.join(plain)}]"
+    return printable(said if plain == list(labels) else shlex.quote(said), 300)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from sslcli.data.reader import Reader
+from sslcli.data.reader import Reader, named
 from sslcli.data.source import Source, embedded, open_source
 from sslcli.data.store import Store
 from sslcli.errors import BadInput, printable
@@ -29,8 +29,8 @@ class TextData:
         test: Where,
         columns: dict[Role, str | None],
         encoding: str,
-        delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None,
-        labels: list[str] | None,
+        delimiter: Literal["tab"] | Annotated[str, Field(min_length=1, max_length=1)] | None,
+        labels: list[str | int | float | bool] | None,
         max_length: Annotated[int, Field(ge=8)] | None,
         too_long: Literal["truncate", "window", "drop", "error"] | None,
         shots: Annotated[int, Field(ge=1)] | None,
@@ -45,7 +45,8 @@ class TextData:
     ):
         self.seed, self.train, self.valid, self.test, self.gallery, self.pairs = seed, train, valid, test, gallery, pairs
         self.unlabelled = train if unlabelled is None else unlabelled
-        self.columns, self.encoding, self.delimiter, self.labels = columns, encoding, delimiter, labels
+        self.columns, self.encoding, self.delimiter = columns, encoding, delimiter
+        self.labels = None if labels is None else [named(label) for label in labels]
         self.max_length, self.too_long, self.shots, self.valid_fraction = max_length, too_long, shots, valid_fraction
         self.descriptions = descriptions  # of labels, for a model that was trained on none
         self.on_bad_record, self.allow_empty, self.allow_changed = on_bad_record, allow_empty, allow_changed
@@ -108,11 +109,15 @@ class Prepared:
     bad: list[dict[str, Any]]
 
 
-def held_out(seed: int, strata: Sequence[int], fraction: float) -> np.ndarray:
-    """Indices of a stratified held-out part: `fraction` of every stratum, at least one row of those with two or more."""
+def held_out(seed: int, strata: Sequence[int], fraction: float, pooled: bool = False) -> np.ndarray:
+    """Indices of a stratified held-out part: `fraction` of every stratum, at least one row of those with two or more. `pooled`: strata
+    too small to give a row are drawn from together (lists of labels, of which most stand there once or twice)."""
     groups: dict[int, list[int]] = {}
     for i, stratum in enumerate(strata):
         groups.setdefault(stratum, []).append(i)
+    if pooled:
+        small = [stratum for stratum, members in groups.items() if len(members) * fraction < 1]
+        groups |= {-1: sorted(i for stratum in small for i in groups.pop(stratum))} if small else {}
     random = np.random.Generator(np.random.Philox(key=[seed, 0x5EED]))
     chosen: list[int] = []
     for stratum in sorted(groups):

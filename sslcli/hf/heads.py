@@ -22,6 +22,7 @@ AUTO = {
 }
 
 # families whose classification class can express a linear layer on the mean of all hidden states
+ADDED = "sslcli_pooling_layer"  # says in config.json that the last layer pools, and is none of the network's own
 BERT_LIKE = {"bert", "roberta", "xlm-roberta", "camembert"}
 POOLED = BERT_LIKE | {"modernbert"}
 SCALE = 1e4  # of the mean against the one residual that stays in the pooling layer: leaves an error of 1e-4
@@ -155,6 +156,7 @@ def _classifier(base: PreTrainedModel, head: Pooled, pooling: str) -> PreTrained
     config.num_labels = head.out.out_features
     if config.model_type in BERT_LIKE:
         config.num_hidden_layers += 1
+        setattr(config, ADDED, True)
     else:
         config.classifier_activation = "tanh" if head.dense is not None else "linear"
         config.classifier_pooling, config.classifier_bias, config.classifier_dropout = pooling, True, 0.0

@@ -14,7 +14,7 @@ from sslcli.core import Backbone, Batch
 from sslcli.data.tokenizer import Tokenizer
 from sslcli.errors import BadCheckpoint, printable
 from sslcli.hf import attention
-from sslcli.hf.heads import AUTO, POOLED, Borrowed, Pooled, VocabularyHead
+from sslcli.hf.heads import ADDED, AUTO, POOLED, Borrowed, Pooled, VocabularyHead
 from sslcli.hf.pooling import pooled, read_pooling
 from sslcli.hf.pretrained import pretrained, read_config, set_dropout
 
@@ -64,6 +64,10 @@ class Text(Backbone):
         language_model = "causal_lm" if config.model_type in DECODERS else "masked_lm"
         borrowed = {"language_model": language_model, "entailment": "sequence_classification"}
         asked, kind = kind, borrowed.get(kind or "", kind)
+        if getattr(config, ADDED, False) and not native and asked != "entailment":  # a classifier of ours: its network is what goes on
+            config.num_hidden_layers -= 1
+            setattr(config, ADDED, False)
+            kind = None if kind == "token_classification" else kind  # a head of that size tells texts, not words
         auto = AUTO[kind] if kind else AutoModel
         self = cls.__new__(cls)
         Backbone.__init__(self)

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from sslcli.errors import BadInput
 from sslcli.hf.tuning import Learnt
 
 
@@ -50,6 +51,8 @@ class Prompt(Learnt):
         return (given[0][:, : -self.tokens],)
 
     def _before(self, base: Any, _: Any, given: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        if "position_ids" in given:
+            raise BadInput("peft=prompt: goes with rows of one text each, and this objective packs several in a row; use another peft=")
         words = base.get_input_embeddings()(given.pop("input_ids"))
         mask = given.get("attention_mask")
         if mask is not None:

@@ -65,12 +65,12 @@ def _against_cheap(figures: Figures, split: str, key: str) -> Html:
 
 
 def _against_start(figures: Figures, key: str) -> Html | None:
-    """What the untouched start came to on the same budget, where the run asked."""
+    """What a head on the untouched start came to, where the run compared: both networks held still."""
     found = figures.record.metrics.get("verdict")
     if not isinstance(found, dict) or found.get("verdict") not in ("helped", "no difference", "hurt"):
         return None
-    score = figures.figure("verdict", key)
-    return figures.words(str(found["verdict"]), score=score) if score else None
+    ours, start = (figures.at(("verdict", name), found.get(name), key) for name in ("pretrained", "start"))
+    return figures.words(str(found["verdict"]), ours=ours, score=start) if ours and start else None
 
 
 def _leaked(figures: Figures, key: str) -> Html | None:

@@ -107,10 +107,11 @@ class ImageClassification(Task):
         """[B]"""
         if self.multi:
             return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
-        losses = F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
-        if self.class_weights is not None:  # mean weight 1 over the training set: batches keep their weight
-            losses = losses * (target @ self.class_weights.to(target.device))
-        return losses
+        if self.class_weights is None:
+            return F.cross_entropy(logits, target, label_smoothing=self.smoothing, reduction="none")
+        # mean weight 1 over the training set: batches keep their weight
+        logs, weights = logits.log_softmax(-1), target * self.class_weights.to(target.device)
+        return -(1 - self.smoothing) * (weights * logs).sum(-1) - self.smoothing * weights.sum(-1) * logs.mean(-1)
 
     def _logs(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Of a picture that is mixed of two, the share of the one it was taken for."""
