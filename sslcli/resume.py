@@ -10,6 +10,7 @@ from sslcli import checkpoint, device
 from sslcli.distributed import World
 from sslcli.errors import BadCheckpoint, Diverged, StorageFull
 from sslcli.log import Screen
+from sslcli.lowered import Lowered
 from sslcli.optim import Optimizer
 from sslcli.run import Run
 from sslcli.vocabulary import Vocabulary
@@ -65,7 +66,7 @@ class Keeper:
     def check_space(self, optimizer: Optimizer, modules: nn.Module) -> None:
         """Before step 1: will the checkpoints fit?"""
         values = sum(m.numel() for m in optimizer.masters) + (self.words.spared if self.words else 0)
-        size = values * 4 * (3 + bool(optimizer.average)) + sum(t.nbytes for t in _buffers(modules, optimizer).values())
+        size = values * 4 * (3 + bool(optimizer.average)) + sum(t.nbytes for t in _buffers(modules, optimizer.lowered).values())
         needed, free = size * (self.run.keep + 2), device.free_bytes(self.run.dir)
         if self.world.leads and free < needed:
             sizes = f"{needed / 1e6:,.0f} MB are needed for checkpoints, {free / 1e6:,.0f} MB are free"
@@ -76,7 +77,7 @@ class Keeper:
         if self.saved == standing.done or not self.world.leads:
             return self.world.leads
         state = optimizer.state()
-        tensors = {**(self.words.whole(state) if self.words else state), "buffers": _buffers(modules, optimizer)}
+        tensors = {**(self.words.whole(state) if self.words else state), "buffers": _buffers(modules, optimizer.lowered)}
         if not all(bool(torch.isfinite(t).all()) for t in tensors["weights"].values()):
             raise Diverged(f"diverged: weights are not finite after step {standing.done}; lower optimizer.lr (now {optimizer.lr:.2g})")
         numbers = asdict(standing) | {"sums": {k: [float(s), w] for k, (s, w) in standing.sums.items()}}
@@ -138,8 +139,8 @@ class Keeper:
         return (self.words.part(kept) if self.words else kept)["best"]
 
 
-def _buffers(modules: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+def _buffers(modules: nn.Module, lowered: Lowered | None = None) -> dict[str, torch.Tensor]:
     """State that is no trainable weight: teachers, queues, centres, and what is frozen as it was before it was lowered."""
-    exact = optimizer.lowered.exact() if optimizer.lowered else {}
+    exact = lowered.exact() if lowered else {}
     state = modules.state_dict(keep_vars=True).items()
     return {n: exact.get(id(t), t) for n, t in state if not (isinstance(t, nn.Parameter) and t.requires_grad)}

@@ -239,4 +239,4 @@ def test_many_bad_pictures_are_listed_to_twenty_and_counted(tmp_path: Path) -> N
     _, said = refused(lambda: corpus(tmp_path))
     assert len(said) == 22 and said[20] == "... and 10 more" and said[-1].startswith("checked 60 records: 30 good, 30 bad; mend them")
     _, said = refused(lambda: corpus(tmp_path, on_bad_record="skip"))
-    assert said[-1] == "checked 60 records: 30 good, 30 bad", "beyond the budget"
+    assert said[-1].startswith("checked 60 records: 30 good, 30 bad") and "leaves out at most 10 of 60" in said[-1]

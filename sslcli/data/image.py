@@ -8,8 +8,7 @@ from pydantic import Field
 from sslcli.data.image_source import Pictures, embedded, open_pictures
 from sslcli.data.picture import Form, MaxPixels
 from sslcli.data.pixels import Fit
-from sslcli.data.reader import named
-from sslcli.data.text import TextData, Where
+from sslcli.data.text import Label, TextData, Where
 from sslcli.errors import BadInput
 
 SAID = {
@@ -38,7 +37,7 @@ class ImageData:
         test: Where,
         gallery: Where,
         columns: dict[Literal["image", "label"], str | list[str] | None],
-        labels: list[str | int | float | bool] | None,
+        labels: list[Label] | None,
         size: Annotated[int, Field(ge=8, le=2048)] | None,
         channels: Literal["auto", 1, 3],
         fit: Fit,
@@ -56,8 +55,7 @@ class ImageData:
     ):
         self.unlabelled = train if unlabelled is None else unlabelled
         self.seed, self.train, self.valid, self.test, self.gallery = seed, train, valid, test, gallery
-        self.columns, self.size, self.channels, self.fit = columns, size, channels, fit
-        self.labels = None if labels is None else [named(label) for label in labels]
+        self.columns, self.labels, self.size, self.channels, self.fit = columns, labels, size, channels, fit
         self.max_pixels, self.min_side, self.frames, self.mirror = max_pixels, min_side, frames, mirror
         self.shots, self.valid_fraction, self.on_bad_record, self.allow_changed = shots, valid_fraction, on_bad_record, allow_changed
         self.delimiter, self.encoding = delimiter, encoding

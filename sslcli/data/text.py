@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sslcli.data.reader import Reader, named
 from sslcli.data.source import Source, embedded, open_source
@@ -13,6 +13,10 @@ from sslcli.data.store import Store
 from sslcli.errors import BadInput, printable
 
 Where = str | list[str] | None
+# numbers are labels too; true and false may be a misread yes and no (YAML's Norway), and are refused
+Label = Annotated[
+    str, BeforeValidator(lambda given: given if isinstance(given, bool) or not isinstance(given, (int, float)) else named(given))
+]
 Role = Literal["text", "label", "tokens", "tags", "text_a", "text_b", "score", "positives", "negative", "id", "passage", "source"]
 
 
@@ -30,7 +34,7 @@ class TextData:
         columns: dict[Role, str | None],
         encoding: str,
         delimiter: Literal["tab"] | Annotated[str, Field(min_length=1, max_length=1)] | None,
-        labels: list[str | int | float | bool] | None,
+        labels: list[Label] | None,
         max_length: Annotated[int, Field(ge=8)] | None,
         too_long: Literal["truncate", "window", "drop", "error"] | None,
         shots: Annotated[int, Field(ge=1)] | None,
@@ -45,8 +49,7 @@ class TextData:
     ):
         self.seed, self.train, self.valid, self.test, self.gallery, self.pairs = seed, train, valid, test, gallery, pairs
         self.unlabelled = train if unlabelled is None else unlabelled
-        self.columns, self.encoding, self.delimiter = columns, encoding, delimiter
-        self.labels = None if labels is None else [named(label) for label in labels]
+        self.columns, self.encoding, self.delimiter, self.labels = columns, encoding, delimiter, labels
         self.max_length, self.too_long, self.shots, self.valid_fraction = max_length, too_long, shots, valid_fraction
         self.descriptions = descriptions  # of labels, for a model that was trained on none
         self.on_bad_record, self.allow_empty, self.allow_changed = on_bad_record, allow_empty, allow_changed
