@@ -79,7 +79,8 @@ def _macro_interval(gold: np.ndarray, guess: np.ndarray, classes: int) -> list[f
     is_hit = is_gold * (true == said)[:, None]
 
     def statistic(sums: np.ndarray) -> np.ndarray:
-        at_gold, at_guess, hit = (sums.astype(float) @ which for which in (is_gold, is_guess, is_hit))
+        drawn = sums.astype(float)
+        at_gold, at_guess, hit = (drawn @ which for which in (is_gold, is_guess, is_hit))
         total = at_gold + at_guess
         f1 = np.divide(2 * hit, total, out=np.zeros(total.shape), where=total > 0)
         return f1.sum(1) / np.maximum((total > 0).sum(1), 1)

@@ -36,7 +36,7 @@ class Standing:
         told apart the best is chance, and what has learnt longer is taken (cf. the one-standard-error rule, Breiman et al. 1984)."""
         top, sign = self.best.get("top", self.best["score"]), 1 if higher_is_better else -1
         gain = sign * (score - top) if top is not None else float("inf")
-        chosen = gain > 0 or gain > -noise
+        chosen = gain > -noise
         self.best = {**self.best, "waited": 0, "top": score} if gain > 0 else {**self.best, "waited": self.best["waited"] + 1}
         if chosen:
             self.best |= {"score": score, "step": self.done}

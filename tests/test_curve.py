@@ -11,6 +11,7 @@ from sklearn.isotonic import IsotonicRegression
 from sslcli.evidence import efficiency, saved
 from sslcli.evidence.efficiency import Curve, Reading, apart, counts_of, read, resampled, rises
 from sslcli.evidence.verdict import Origin, compared
+from sslcli.report.sentences import EN
 from tests.conftest import TINY, rows, write_jsonl
 from tests.planted import BUDGETS, planted
 
@@ -169,7 +170,10 @@ def test_finetune_says_whether_pretraining_helped(ssl, corpus: Path, labelled: P
     found = done.result["verdict"]
     assert found["verdict"] in ("helped", "no difference", "hurt") and "frozen features" in done.err
     assert found["difference"] == pytest.approx(found["pretrained"] - found["start"], abs=1e-5) and found["rows"] > 0
+    said = EN[found["verdict"]].split("{")[0]
+    assert said in Path("a/report.html").read_text(encoding="utf-8"), "the page says it too"
     assert "verdict" not in ssl(*words, "run.dir=b", "verdict=false").result
+    assert said not in Path("b/report.html").read_text(encoding="utf-8")
     assert "verdict" not in ssl(*words, "run.dir=c", "init=random").result
     refused = ssl(*words, "run.dir=d", "init=random", "verdict=true")
     assert refused.code == 2 and "verdict=true: from= is to name a pretraining run" in refused.err

@@ -131,7 +131,8 @@ def _place(jobs: Sequence[Job], root: Path) -> None:
 
 
 def _run_all(verb: str, jobs: Sequence[Job], parallel: int, passed: Sequence[str], screen: Screen) -> None:
-    waiting = [job for job in jobs if not _complete(job)]
+    before = _seconds(jobs[0].folder.parent)
+    waiting = [job for job in jobs if not _complete(job, before)]
     if len(waiting) < len(jobs):
         screen.say(f"{len(jobs) - len(waiting)} runs are complete already")
     running: list[tuple[Job, subprocess.Popen | Warm, float]] = []
@@ -176,12 +177,16 @@ def _start(verb: str, job: Job, passed: Sequence[str], env: Mapping[str, str], o
         return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True)
 
 
-def _complete(job: Job) -> bool:
+def _seconds(root: Path) -> dict[str, float]:
+    """What the runs that stand in the sweep's table took, by folder."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return {row["run"]: float(row["seconds"]) for row in json.loads((root / "sweep.json").read_text(encoding="utf-8"))}
+    return {}
+
+
+def _complete(job: Job, before: Mapping[str, float]) -> bool:
     if not any((job.folder / name).exists() for name in ("metrics.json", "ssl_export.json")):
         return False
-    job.code = 0
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        before = json.loads((job.folder.parent / "sweep.json").read_text(encoding="utf-8"))
-        job.seconds = next((float(row["seconds"]) for row in before if row["run"] == str(job.folder)), 0.0)
+    job.code, job.seconds = 0, before.get(str(job.folder), 0.0)
     job.read()
     return True

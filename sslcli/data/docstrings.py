@@ -159,12 +159,11 @@ def _choose(rows: list[dict[str, Any]]) -> None:
     learnt = [row for row in rows if row["split"] != "beside the test"]
     labelled = [row for row in learnt if row["part"]]
     able = [row for row in rows if row["split"] == "beside the test" and row["part"]]
-    texts, summaries = ([row["text"] for row in able], [_summary(row["text"]) for row in able])
-    leaked = {
-        pair.second
-        for known, asked in (([row["text"] for row in learnt], texts), ([_summary(row["text"]) for row in labelled], summaries))
-        for pair in between(Sketch.of(known), Sketch.of(asked))
-    }
+    alike = [
+        *between(Sketch.of(row["text"] for row in learnt), Sketch.of(row["text"] for row in able)),
+        *between(Sketch.of(_summary(row["text"]) for row in labelled), Sketch.of(_summary(row["text"]) for row in able)),
+    ]
+    leaked = {pair.second for pair in alike}
     able = [row for i, row in enumerate(able) if i not in leaked]
     for part in PARTS:
         for row in sorted((row for row in able if row["part"] == part), key=lambda row: _hash(row["text"]))[:TEST_MOST]:

@@ -15,10 +15,7 @@ from sslcli.data.store import Writer
 from sslcli.data.text import few, held_out
 from sslcli.errors import printable
 
-PLAIN, NO_TEXT = (
-    re.compile(r"[A-Za-z_][\w-]*", re.ASCII),
-    {"null", "true", "false", "nan", "inf"},
-)  # what needs no quotes in an override, but for these
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[A-Za-z_][\w-]*", re.ASCII | re.IGNORECASE)  # is text in an override, without quotes
 MOST_NAMED = 40  # labels that an error lists
 ENOUGH_TO_HOLD_OUT = 20  # examples a class: with fewer, every label is worth more in training than in choosing a checkpoint
 
@@ -177,6 +174,6 @@ def _unknown(labels: Sequence[str], known: set[str] | None, given: list[str] | N
 
 def _typed(labels: Sequence[str]) -> str:
     """`data.labels=` as a shell and Hydra read it."""
-    plain = [x if PLAIN.fullmatch(x) and x.lower() not in NO_TEXT else '"' + x.replace('"', '\\"') + '"' for x in labels]
+    plain = [x if PLAIN.fullmatch(x) else '"' + x.replace('"', '\\"') + '"' for x in labels]
     said = f"data.labels=[{','.join(plain)}]"
     return printable(said if plain == list(labels) else shlex.quote(said), 300)
