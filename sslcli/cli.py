@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stop(number: int, _: Any) -> None:
     """Asked to stop where there is no step to finish (the trainer puts its own handler in this one's place)."""
-    raise Preempted(f"stopped by {signal.Signals(number).name}; with the same run.dir, resume=auto continues from the last checkpoint")
+    raise Preempted(
+        f"stopped by {signal.Signals(number).name}; the same command with resume=auto goes on from the last checkpoint, where there is one"
+    )
 
 
 def _dispatch(words: list[str]) -> int:

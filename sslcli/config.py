@@ -202,7 +202,11 @@ def _key_exists(override: Override, base: dict[str, Any], groups: Iterable[str],
     for name in key.split("."):
         if not isinstance(node, dict) or name not in node:
             unchosen = node is None and path in groups
-            remedy = f"no {path} is chosen; add {path}=<name>" if unchosen else f"no such key{suggest(key, [k for k, _ in _leaves(base)])}"
+            remedy = (
+                f"no {path} is chosen; add {path}=<name>"
+                if unchosen
+                else f"no such key{suggest(key, [*groups, *(k for k, _ in _leaves(base))])}"
+            )
             problems.append(f"{key}: {remedy}")
             return False
         node, path = node[name], f"{path}.{name}".lstrip(".")

@@ -55,6 +55,7 @@ OVERRIDES = [
     ),
     ("Y16 from and model", ["from=./here", "model=bert_tiny"], 2, r"from and model are both given"),
     ("Y16 longer than the model", ["model=bert_tiny", "data.max_length=4096"], 2, r"data\.max_length=4096 is more than the model's 512"),
+    ("a misspelt group", ["modle=bert_tiny"], 2, r"modle: no such key; did you mean model\?"),
     ("Y17 a word that is no label", ["data.labels=[true,off]"], 2, r"data\.labels\.0=True: .*string"),
 ]
 
