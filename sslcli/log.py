@@ -83,11 +83,12 @@ class Bar:
         self.task = bar.add_task(what, total=total, completed=int(done), note="") if bar else None
         self.started = self.shown = time.monotonic()
 
-    def update(self, done: float, note: str = "") -> None:
-        now = time.monotonic()
+    def update(self, done: float, note: str = "", total: float | None = None) -> None:
+        """`total`: where it is another now."""
+        now, self.total = time.monotonic(), total or self.total
         left = self._left(done, now)
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=int(done), note=escape(printable(f"{note}{left}")))
+            self.bar.update(self.task, total=self.total, completed=int(done), note=escape(printable(f"{note}{left}")))
         elif not self.screen.quiet and now - self.shown >= PLAIN_EVERY:
             self.shown = now
             share = f"{done:,.0f}/{self.total:,.0f}" if self.total else f"{done:,.0f}"

@@ -13,6 +13,7 @@ AUTO = {"eval": 10, "save": 10, "log": 100}  # times in a whole run
 EVALUATING = 0.1  # share of the time that evaluations may take
 LEAST, MEASURING = 4, 0.05  # steps, and share of a time limit, to measure a speed with
 USABLE = 0.92  # share of the rest of a time limit that steps may use: evaluations and checkpoints take time too
+AIM, NEAR = 0.97, 0.02  # share of a time limit at which a run under way means to end, and how far it may be off before it plans again
 
 
 @dataclass
@@ -24,14 +25,27 @@ class Pace:
     time_limit: float | None  # seconds
     measuring: float = MEASURING
     least: int = LEAST
+    most: int | None = None  # steps, where they were named beside the time limit
 
     def plan(self, stream: Stream, auto: Callable[[Stream], int], world: World, rehearse: Callable[[int], None], begun: Any = None) -> int:
         """Steps of the whole run; of one that goes on (`begun`: its state), those that it has, unless it is told others.
 
         `rehearse(step)` takes a step that changes nothing: with a time limit a few are timed, so that the schedule knows its end."""
-        if self.steps is None and begun is not None:
-            return int(begun["steps"])
-        return self.known(stream, auto) or self._measure(self.time_limit or 0.0, stream, world, rehearse)
+        self.most = self.known(stream, auto)
+        if begun is not None:
+            spent = self.time_limit is not None and begun["elapsed"] > (AIM - NEAR) * self.time_limit
+            steps = int(begun["steps"]) if spent or self.steps is None else self.steps
+            return self.again(steps, begun["done"], begun["elapsed"])
+        return self.most or self._measure(self.time_limit or 0.0, stream, world, rehearse)
+
+    def again(self, steps: int, done: int, elapsed: float) -> int:
+        """`steps` of a run under way; under a time limit, those that fit into it at the mean speed so far, evaluations and all, but no
+        more than were named. A machine that was busy in the first seconds, or is now, would else decide how far the schedule comes."""
+        if self.time_limit is None or elapsed >= self.time_limit or not self.least <= done < steps:
+            return steps
+        fit = done + int((AIM * self.time_limit - elapsed) * done / elapsed)
+        fit = max(done + 1, fit if self.most is None else min(fit, self.most))
+        return fit if abs(fit - steps) > NEAR * steps else steps
 
     def known(self, stream: Stream, auto: Callable[[Stream], int]) -> int | None:
         """Steps of a run that begins, where they are known before one was taken: a time limit says nothing."""

@@ -252,16 +252,18 @@ class Trainer:
 
     def _log(self, bar: Bar) -> None:
         at = self.at
-        names = dict.fromkeys(name for found in self.world.gather(list(at.sums)) for name in found)  # a rank may have had no rows
+        ranks = self.world.gather((list(at.sums), at.elapsed))
+        names = dict.fromkeys(name for found, _ in ranks for name in found)  # a rank may have had no rows
         flat = self.world.sum([float(x) for name in names for x in at.sums.get(name, (0.0, 0.0))])
         means = {name: flat[2 * i] / flat[2 * i + 1] for i, name in enumerate(names)}
         at.sums = {}
         line = {"step": at.done, **means, "lr": self.optimizer.rate(at.done - 1), "seconds": round(at.elapsed, 3)}
         self.run.append("metrics.jsonl", line)
+        at.steps = self.optimizer.steps = self.pace.again(at.steps, at.done, max(elapsed for _, elapsed in ranks))
         losses = "  ".join(f"{k} {v:.4f}" for k, v in means.items() if k.endswith(("loss", "accuracy")))
         best = f"  best {self.terms[0].objective.metric} {at.best['score']:.4f}" if at.best["score"] is not None else ""
         speed = at.done * self.batch_size / max(at.elapsed, 1e-9)
-        bar.update(at.done, f"step {at.done:,}/{at.steps:,}  {losses}{best}  {speed:,.0f} rows/s")
+        bar.update(at.done, f"step {at.done:,}/{at.steps:,}  {losses}{best}  {speed:,.0f} rows/s", at.steps)
 
     def _evaluate(self, last: bool) -> None:
         assert self.judge is not None
