@@ -1,4 +1,4 @@
-"""Dropout on a CPU: the library draws its random numbers one by one; these come in bulk, 16 bits each, twice as fast."""
+"""Dropout on a CPU: the library draws its random numbers one by one; these come in bulk, 15 bits each, and are compared as integers."""
 
 from typing import Any
 
@@ -7,17 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEVELS = 1 << 16
+LEVELS = 1 << 15
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a value -> the integer of its width
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
-        dropped = round(rate * LEVELS)
+        dropped = min(round(rate * LEVELS), LEVELS - 1)
         seed = int(torch.randint(1 << 62, ()))  # of the library's generator: what seeds a step seeds this too
         bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
-        kept = torch.from_numpy(bits).view(x.shape) >= dropped - LEVELS // 2
-        scale = kept.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+        drawn = torch.from_numpy(bits).view(x.shape).bitwise_right_shift_(1)  # from -LEVELS / 2: differences of two fit in 16 bits
+        kept = drawn.neg_().add_(dropped - LEVELS // 2 - 1).bitwise_right_shift_(15)  # all ones where it is kept, else all noughts
+        whole = torch.tensor(LEVELS / (LEVELS - dropped), dtype=x.dtype).view(WORDS[x.itemsize])
+        scale = kept.to(whole.dtype).bitwise_and_(whole).view(x.dtype)
         ctx.save_for_backward(scale)
         return x * scale
 
@@ -27,7 +30,7 @@ class _Drop(torch.autograd.Function):
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Each value is zero with probability `rate` (to 1/65536), else divided by what is left of 1."""
+    """Each value is zero with probability `rate` (to 1/32768), else divided by what is left of 1."""
     if not training or rate == 0.0:
         return x
     quick = x.device.type == "cpu" and rate < 1.0 and not torch.compiler.is_compiling()

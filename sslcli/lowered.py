@@ -35,26 +35,22 @@ def lookup(table: Tensor, ids: Tensor, padding: int | None) -> Tensor:
 
 class _Normalise(torch.autograd.Function):
     """Layer normalisation over the last axis D. The library's gradients of gain and bias, sums over all tokens, are summed in bf16 on a
-    CPU and miss by a tenth; these are summed in fp32."""
+    CPU and miss by a tenth; these are summed in fp32, and so are mean and deviation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        y, mean, scale = torch.native_layer_norm(x, gain.shape, gain, bias, eps)
-        ctx.save_for_backward(x, gain, bias, mean, scale)
+        wide = [gain.float(), None if bias is None else bias.float()]
+        y, mean, scale = torch.native_layer_norm(x, gain.shape, *wide, eps)
+        ctx.save_for_backward(x, *wide, mean, scale)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, gain, bias, mean, scale = ctx.saved_tensors
-        grad = grad.contiguous()
-        back = torch.ops.aten.native_layer_norm_backward(grad, x, gain.shape, mean, scale, gain, bias, [True, False, False])[0]
-        _, gains, shifts, _ = ctx.needs_input_grad
-        if not gains and not shifts:
-            return back, None, None, None  # frozen
-        wide = grad.float()
-        rows = tuple(range(grad.ndim - 1))
-        slope = x.float().sub_(mean).mul_(scale).mul_(wide).sum(rows).to(gain.dtype) if gains else None
-        return back, slope, wide.sum(rows).to(gain.dtype) if shifts else None, None
+        asked = [True, *ctx.needs_input_grad[1:3]]
+        found = torch.ops.aten.native_layer_norm_backward(grad.float(), x.float(), gain.shape, mean, scale, gain, bias, asked)
+        back, slope, shift = (t.to(x.dtype) if wanted else None for t, wanted in zip(found, asked, strict=True))
+        return back, slope, shift, None
 
 
 class Lowered:
@@ -68,7 +64,10 @@ class Lowered:
         self.frozen = [(p, p.data) for p in modules.parameters() if id(p) not in learning]
         for parameter in modules.parameters():  # buffers stay: rotary frequencies do not survive bf16
             parameter.data = parameter.data.to(precision)
-        self.hooks = [w.register_post_accumulate_grad_hook(partial(_add, m)) for w, m in zip(weights, self.masters, strict=True)]
+        # on a CPU their gradients stay in one place: given back and asked for again in every step, they leave holes in the heap
+        self.places: list[Tensor | None] = [torch.empty_like(m) if on_cpu else None for m in self.masters]
+        hooked = zip(weights, self.masters, self.places, strict=True)
+        self.hooks = [w.register_post_accumulate_grad_hook(partial(_add, m, place)) for w, m, place in hooked]
         self.replaced: list[nn.Module] = []
         for module in modules.modules() if on_cpu else ():
             if type(module) is nn.Embedding:
@@ -122,9 +121,9 @@ def _standardise(norm: Any, x: Tensor) -> Tensor:
     return F.batch_norm(x, *held, norm.weight.float(), norm.bias.float(), of_batch, momentum, norm.eps)
 
 
-def _add(master: Tensor, weight: Tensor) -> None:
+def _add(master: Tensor, place: Tensor | None, weight: Tensor) -> None:
     if master.grad is None:
-        master.grad = weight.grad.float()  # type: ignore[union-attr]
+        master.grad = weight.grad.float() if place is None else place.copy_(weight.grad)  # type: ignore[union-attr,arg-type]
     else:
         master.grad.add_(weight.grad)  # type: ignore[arg-type]
     weight.grad = None

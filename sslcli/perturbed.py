@@ -4,17 +4,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Perturbed:
-    """`x`: [B, T, D], [B, C, s, s], or the N real tokens of a batch padded as `mask` [B, T] as one row [1, N, D]. `pixels`: mean and
+    """`x`: [B, T, D], [B, C, s, s], or a batch padded as `mask` [B, T] as one row [1, N, D], its real tokens first. `pixels`: mean and
     deviation by which values between 0 and 1 were normalised; noise is then one of those values, and never leads out of their range.
 
     `value` is the noise, in fp32; its gradient is what the last pass left.
     """
 
     def __init__(self, x: Tensor, mask: Tensor | None, pixels: tuple[Sequence[float], Sequence[float]] | None = None):
-        self.owner: Tensor | None = None  # [N]: the example of each token of a packed batch
+        self.owner: Tensor | None = None  # of each real token of a packed batch, its example
         self.real: Tensor | None = None  # [B, T, 1]: tokens that are no padding
         self.examples, values = len(x), x[0].numel()
         count = torch.full((len(x),), float(values), device=x.device)
@@ -79,7 +80,7 @@ class Perturbed:
     def _length(self, x: Tensor) -> Tensor:
         """The l2 norm of each example, [B]."""
         if self.owner is not None:
-            squares = torch.linalg.vector_norm(x[0], dim=-1).square()
+            squares = torch.linalg.vector_norm(x[0, : len(self.owner)], dim=-1).square()
             return torch.zeros(self.examples, device=x.device).index_add_(0, self.owner, squares).sqrt()
         tokens = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self.real is not None:
@@ -88,11 +89,13 @@ class Perturbed:
 
     def _largest(self, x: Tensor) -> Tensor:
         if self.owner is not None:
-            return torch.zeros(self.examples, device=x.device).scatter_reduce_(0, self.owner, x[0].abs().amax(-1), "amax")
+            return torch.zeros(self.examples, device=x.device).scatter_reduce_(
+                0, self.owner, x[0, : len(self.owner)].abs().amax(-1), "amax"
+            )
         return (x if self.real is None else x * self.real).abs().flatten(1).amax(1)
 
     def _each(self, values: Tensor) -> Tensor:
         """[B] -> what multiplies every value of an example."""
         if self.owner is not None:
-            return values[self.owner][None, :, None]
+            return F.pad(values[self.owner], (0, self.value.shape[1] - len(self.owner)))[None, :, None]
         return values.view(-1, *[1] * (self.value.ndim - 1))

@@ -21,15 +21,16 @@ PADDED = 0.1  # of a batch's places: with more of them, layers are fed the real 
 LONGEST = 1024  # beyond this the [T, T] scores cost more memory than the product saves time
 
 
-GROUPS, LEAST = 4, 4  # groups of rows alike in length that attention looks at apart, and rows of a group at least
+GROUPS, LEAST = 4, 8  # groups of rows alike in length that attention looks at apart, and rows of a group at least
+ROUND = 32  # tokens of a packed batch are a multiple of that: for every new shape oneDNN makes, and keeps, programs of its own
 
 _layout: list[list[tuple[Tensor, Tensor]]] = []  # of the batch on its way through a network: see `packed`
 
 
 @contextlib.contextmanager
 def packed(mask: Tensor) -> Iterator[None]:
-    """Inside, networks get the N real tokens of a batch padded as `mask` [B, T] says as one row [1, N, D]; only attention sees the rows
-    they come from, in groups of (mask of the group, numbers of its true places)."""
+    """Inside, networks get the real tokens of a batch padded as `mask` [B, T] says as one row [1, N, D], some padding after them; only
+    attention sees the rows they come from, in groups of (mask of the group, numbers of its true places)."""
     rows = max(LEAST, -(-len(mask) // GROUPS))
     cut = [part[:, : int(part.any(0).nonzero().max()) + 1] for part in mask.split(rows)]
     _layout.append([(part, part.flatten().nonzero()[:, 0]) for part in cut])
@@ -40,14 +41,16 @@ def packed(mask: Tensor) -> Iterator[None]:
 
 
 def _apart(module: nn.Module, states: list[Tensor], options: dict[str, Any]) -> tuple[Tensor, None]:
+    together = torch.stack([x[0].transpose(0, 1) for x in states])  # [3, N, H, D]
+    sizes = [len(places) for _, places in _layout[-1]]
+    *parts, rest = together.split([*sizes, together.shape[1] - sum(sizes)], 1)
     found = []
-    parts = zip(*(x[0].transpose(0, 1).split([len(p) for _, p in _layout[-1]]) for x in states), strict=True)  # each [n, H, D]
     for (mask, places), part in zip(_layout[-1], parts, strict=True):
-        rows = [x.new_zeros(mask.numel(), *x.shape[1:]).index_copy(0, places, x) for x in part]
-        query, key, value = (x.unflatten(0, mask.shape).transpose(1, 2) for x in rows)
+        rows = part.new_zeros(3, mask.numel(), *part.shape[2:]).index_copy(1, places, part)
+        query, key, value = rows.unflatten(1, mask.shape).transpose(2, 3)
         mixed, _ = _attend(module, query, key, value, mask[:, None, None], **options)
         found.append(mixed.flatten(0, 1)[places])
-    return torch.cat(found)[None], None
+    return torch.cat([*found, torch.zeros_like(rest[0])])[None], None
 
 
 def attend(

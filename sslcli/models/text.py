@@ -154,13 +154,14 @@ class Text(Backbone):
 
     def pack(self) -> bool:
         """Skip padding from now on, where this family's layers can; whether they do. It pays where the rows of a batch are of any length;
-        batches of rows alike in length, as in pretraining, gain nothing and need more memory (their token counts are all unlike)."""
+        batches of rows alike in length, as in pretraining, gain nothing."""
         self.packing = self._packs
         return self.packing
 
     def _packed(self, batch: Batch, mask: Tensor) -> Tensor:
         """The same hidden states from the real tokens alone, with zeros where padding is: no layer spends time on that."""
-        ids, places = batch["ids"], mask.flatten().nonzero()[:, 0]
+        ids, real = batch["ids"], mask.flatten().nonzero()[:, 0]
+        places = torch.cat([real, (mask.flatten() == 0).nonzero()[: -len(real) % attention.ROUND, 0]])
         positions = (torch.arange(ids.shape[1]) + self.first_position).expand_as(ids).flatten()[places]
         types = {"token_type_ids": batch["types"].flatten()[places][None]} if "types" in batch else {}
         if self._kept is not None:
@@ -169,7 +170,8 @@ class Text(Backbone):
             output = self.base(input_ids=ids.flatten()[places][None], position_ids=positions[None], **types, **self._more)
 
         def padded(states: Tensor) -> Tensor:
-            return states.new_zeros(mask.numel(), states.shape[-1]).index_copy(0, places, states[0]).unflatten(0, mask.shape)
+            rows = states.new_zeros(mask.numel(), states.shape[-1]).index_copy(0, real, states[0, : len(real)])
+            return rows.unflatten(0, mask.shape)
 
         if self._more:
             batch["first"] = padded(output.hidden_states[1])
