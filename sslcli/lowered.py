@@ -39,18 +39,17 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        wide = [gain.float(), None if bias is None else bias.float()]
-        y, mean, scale = torch.native_layer_norm(x, gain.shape, *wide, eps)
-        ctx.save_for_backward(x, *wide, mean, scale)
+        gain, bias = gain.float(), None if bias is None else bias.float()
+        y, mean, scale = torch.native_layer_norm(x, gain.shape, gain, bias, eps)
+        ctx.save_for_backward(x, gain, bias, mean, scale)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, mean, scale = ctx.saved_tensors
-        asked = [True, *ctx.needs_input_grad[1:3]]
+        asked = ctx.needs_input_grad[:3]
         found = torch.ops.aten.native_layer_norm_backward(grad.float(), x.float(), gain.shape, mean, scale, gain, bias, asked)
-        back, slope, shift = (t.to(x.dtype) if wanted else None for t, wanted in zip(found, asked, strict=True))
-        return back, slope, shift, None
+        return *(t.to(x.dtype) if wanted else None for t, wanted in zip(found, asked, strict=True)), None
 
 
 class Lowered:
