@@ -19,6 +19,7 @@ class Comparison:
     name: str
     axis: str  # a key or a group: `task.head`, `peft`
     values: Sequence[str]  # as they are written on a command line
+    named: bool = False  # by the user, not by the file
 
     @classmethod
     def open(cls, name: str, folder: Path | None) -> "Comparison":

@@ -157,7 +157,7 @@ VERBS = {
         (),
         """\
   run=runs/topic               the run, or several: run=[runs/a,runs/b]; differences are to the first
-  out=topic.html               where to; left out, report.html in the (first) run's folder
+  out=topic.html               where to; left out, report.html in the run's folder, of several comparison.html in the first's
   report.language=zh           en or zh""",
         """\
   ssl report run=runs/topic

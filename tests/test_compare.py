@@ -67,6 +67,16 @@ def test_two_heads_are_compared_by_a_real_sweep(ssl, labelled: Path) -> None:
         assert word in " ".join(done.err.split()), (word, done.err)
 
 
+@pytest.mark.usefixtures("warm_sweeps")
+def test_a_method_of_a_list_that_does_not_fit_this_network_is_no_failure(ssl, labelled: Path) -> None:
+    Path("own/compare").mkdir(parents=True)
+    Path("own/compare/mine.yaml").write_text("axis: task.head\nvalues: [linear, prompt]\n")  # a prompt asks a pretrained language model
+    words = ["finetune", "-m", f"data.train={labelled}", f"data.test={labelled}", *TINY, "trainer.steps=2", "seed=0", "--config-dir", "own"]
+    done = ssl(*words, "+compare=mine", "sweep.dir=a")
+    assert done.code == 0 and "bad input" in done.err and "asks a pretrained language model" in " ".join(done.err.split()), done.err
+    assert ssl(*words, "+compare=mine", "task.head=linear,prompt", "sweep.dir=a").code == 1, "named by the user, it is one"
+
+
 def _made(root: Path, value: str, seed: int, score: float, code: int = 0, split: str = "test", key: str = "accuracy") -> Job:
     """A job as one that has ended left it."""
     job = Job(f"{value} {seed}", {"peft": value, "seed": str(seed)}, [], root / f"{value}-{seed}", 0, code)

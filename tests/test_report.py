@@ -270,6 +270,9 @@ def test_a_folder_that_is_no_finished_run_is_one_line(tmp_path: Path, ssl) -> No
         assert done.code == 2 and what in done.err, done.err
     assert ssl("report", "run=run").code == 0 and ssl("report", "run=run", "report.language=zh").code == 0  # its own is written over
     assert 'lang="zh-CN"' in (folder / "report.html").read_text()
+    make(tmp_path / "other", ["cat", "dog"])
+    assert ssl("report", "run=[run,other]").code == 0 and (folder / "comparison.html").is_file()
+    assert 'lang="zh-CN"' in (folder / "report.html").read_text(), "a run's own report stays"
     (folder / "metrics.json").write_text("[1")
     assert "not JSON" in ssl("report", "run=run").err
     (folder / "metrics.json").unlink()

@@ -4,7 +4,9 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.benchmarks.rows import Bench, step_rate
 
@@ -52,38 +54,48 @@ def _peer_python(bench: Bench) -> str:
     return str(python)
 
 
-def _rate(bench: Bench, folder: Path, steps: int, *words: str, module: str = "sslcli") -> float:
-    found = []
-    for _ in range(bench.repeat):
-        run = bench.fresh("images")
-        given = [f"data.train={folder / 'train.parquet'}", "data=images", *words, *QUIET, f"trainer.steps={steps}", f"run.dir={run}"]
-        bench.run([sys.executable, "-m", module, "pretrain", *given])
-        found.append(step_rate(run, 256, 2))
-    return statistics.median(found)
+def _once(bench: Bench, folder: Path, steps: int, *words: str, module: str = "sslcli") -> float:
+    run = bench.fresh("images")
+    given = [f"data.train={folder / 'train.parquet'}", "data=images", *words, *QUIET, f"trainer.steps={steps}", f"run.dir={run}"]
+    bench.run([sys.executable, "-m", module, "pretrain", *given])
+    return step_rate(run, 256, 2)
 
 
 def _data(bench: Bench, folder: Path) -> None:
     """What reading and augmenting cost: the same steps, once on one batch that stays in memory, augmented."""
     for what, words in (("SimCLR, ResNet-18", SIMCLR), ("MAE, ViT 6 x 192", MAE)):
-        ours, still = (_rate(bench, folder, 12, *words, module=m) for m in ("sslcli", "scripts.benchmarks.in_memory"))
+        modules = ("sslcli", "scripts.benchmarks.in_memory")
+        rates = [[_once(bench, folder, 12, *words, module=m) for m in modules] for _ in range(bench.repeat)]
+        ours, still = (statistics.median(found) for found in zip(*rates, strict=True))
         bench.row(f"{what}, 32 px: against the same step on data already augmented in memory", ours, still, unit="images/s")
 
 
 def _simclr(bench: Bench, folder: Path, python: str) -> None:
-    ours = _rate(bench, folder, 12, *SIMCLR)
     common = {"data": folder, "batch": 256, "seconds": 1e9, "neighbours": False, "seed": 0}
-    plain = bench.peer("peer_simclr", python, **common, steps=6, bf16=False, channels_last=False).result["images_per_second"]
-    fast = bench.peer("peer_simclr", python, **common, steps=12, bf16=True, channels_last=True).result["images_per_second"]
+    plain, fast = {"steps": 6, "bf16": False, "channels_last": False}, {"steps": 12, "bf16": True, "channels_last": True}
+    ours, slow, quick = _beside(bench, folder, 12, SIMCLR, "peer_simclr", python, [common | plain, common | fast])
     shown = {"unit": "images/s", "peer_is": "lightly"}
-    bench.row("SimCLR, ResNet-18, 32 px: our defaults against lightly's (fp32)", ours, plain, **shown)
-    bench.row("SimCLR, ResNet-18, 32 px: both in bf16, channels last", ours, fast, **shown)
+    bench.row("SimCLR, ResNet-18, 32 px: our defaults against lightly's (fp32)", ours, slow, **shown)
+    bench.row("SimCLR, ResNet-18, 32 px: both in bf16, channels last", ours, quick, **shown)
 
 
 def _mae(bench: Bench, folder: Path, python: str) -> None:
-    ours = _rate(bench, folder, 25, *MAE)
-    for bf16 in (False, True):
-        peer = bench.peer("peer_mae", python, data=folder, batch=256, steps=15, bf16=bf16).result["images_per_second"]
-        bench.row(f"MAE, ViT 6 x 192, 32 px: ours against the Trainer in {'bf16' if bf16 else 'fp32'}", ours, peer, unit="images/s")
+    settings = [{"data": folder, "batch": 256, "steps": 15, "bf16": bf16} for bf16 in (False, True)]
+    ours, *peers = _beside(bench, folder, 25, MAE, "peer_mae", python, settings)
+    for setting, peer in zip(settings, peers, strict=True):
+        kind = "bf16" if setting["bf16"] else "fp32"
+        bench.row(f"MAE, ViT 6 x 192, 32 px: ours against the Trainer in {kind}", ours, peer, unit="images/s")
+
+
+def _beside(
+    bench: Bench, folder: Path, steps: int, words: Sequence[str], name: str, python: str, settings: Sequence[dict[str, Any]]
+) -> list[float]:
+    """Images a second, medians: ours, then the peer's by its settings, in turn, so that the machine's moods are everybody's."""
+    found: list[list[float]] = []
+    for _ in range(bench.repeat):
+        peers = [bench.peer(name, python, **setting).result["images_per_second"] for setting in settings]
+        found.append([_once(bench, folder, steps, *words), *peers])
+    return [statistics.median(rates) for rates in zip(*found, strict=True)]
 
 
 def _neighbours(bench: Bench, folder: Path, python: str) -> None:

@@ -1,4 +1,4 @@
-"""`ssl report`: what finished runs came to, in one HTML file; several are compared."""
+"""`ssl report`: what finished runs came to, in one HTML file; several are compared, in a file beside the first one's own."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def report(call: Call, *, run: str | list[str], out: str | None, report: Part[Pa
     if not 0 < len(named) <= MOST or len(set(named)) < len(named):
         raise BadInput(f"run={printable(named)}: name 1 to {MOST} runs, each once, as in run=[runs/a,runs/b]")
     records = [Record.open(Path(folder)) for folder in named]
-    path = Path(out) if out else Path(named[0]) / "report.html"
+    path = Path(out) if out else Path(named[0]) / ("report.html" if len(named) == 1 else "comparison.html")
     if call.dry_run:
         call.screen.say(NOTHING_KEPT)
         return {"out": str(path), "bytes": len(report.build().html(records).encode())}

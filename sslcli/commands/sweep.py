@@ -48,9 +48,10 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
             _refuse_unfit(verb, jobs[0], folder)
         run_all(verb, jobs, root, int(own.get("sweep.parallel", "1")), flags, screen)
         report(root, jobs, comparison, screen)
+    unfit = (2,) if comparison and not comparison.named else ()  # a method of a list that is for all networks, and not for this one
     if flags.get("dry_run"):
         screen.say(NOTHING_KEPT)
-    return 0 if all(job.code == 0 for job in jobs) else 1
+    return 0 if all(job.code in (0, *unfit) for job in jobs) and any(job.code == 0 for job in jobs) else 1
 
 
 @contextlib.contextmanager
@@ -86,7 +87,8 @@ def _comparison(overrides: Sequence[str], folder: Path | None) -> tuple[Comparis
     if len(values) < 2:
         raise BadInput(f"{printable(asked)}: {KEY}={made.name} needs several values of it, the plain one first; or leave it out")
     rest = [*(o for o in rest if o.lstrip("+").partition("=")[0] != made.axis), asked]
-    return replace(made, values=values), rest if "seed" in given else [*rest, f"seed={','.join(SEEDS)}"]
+    made = replace(made, values=values, named=made.axis in given)
+    return made, rest if "seed" in given else [*rest, f"seed={','.join(SEEDS)}"]
 
 
 def _refuse_unfit(verb: str, job: Job, folder: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ class Onnx:
 
     def write(self, graph: Graph, folder: Path) -> None:
         program = graph.trace()
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of operators that it looks for in packages that are not here
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = torch.onnx.export(program, dynamo=True, input_names=list(graph.names), output_names=["output"], external_data=False)

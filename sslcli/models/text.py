@@ -186,7 +186,7 @@ class Text(Backbone):
 
     def checkpoint_gradients(self) -> None:
         self.packing = False  # layers run again when the batch's rows are forgotten
-        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.base.activation_checkpointing_enable({"use_reentrant": False})
 
     def compile(self, **options: Any) -> None:
         self.base.compile(**options)

@@ -73,7 +73,7 @@ class Vision(Backbone):
     def checkpoint_gradients(self) -> None:
         if not self.base.supports_gradient_checkpointing:
             return super().checkpoint_gradients()
-        return self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        return self.base.activation_checkpointing_enable({"use_reentrant": False})
 
     def compile(self, **options: Any) -> None:
         self.base.compile(**{**options, "dynamic": None})

@@ -147,7 +147,7 @@ class Vit(Backbone):
         return hidden[:, 0] if self.pooling == "class" else hidden[:, 1:].mean(1)
 
     def checkpoint_gradients(self) -> None:
-        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.base.activation_checkpointing_enable({"use_reentrant": False})
 
     def compile(self, **options: Any) -> None:
         """Block by block. Pictures come in few sizes: each is worth a program of its own."""
