@@ -14,6 +14,7 @@ EVALUATING = 0.1  # share of the time that evaluations may take
 LEAST, MEASURING = 4, 0.05  # steps, and share of a time limit, to measure a speed with
 USABLE = 0.92  # share of the rest of a time limit that steps may use: evaluations and checkpoints take time too
 AIM, NEAR = 0.97, 0.02  # share of a time limit at which a run under way means to end, and how far it may be off before it plans again
+WARMING, AGAIN, SPENT = 2, 0.02, 0.85  # steps that are no measure; shares of a time limit between two plans, and after which it is used up
 
 
 @dataclass
@@ -26,24 +27,35 @@ class Pace:
     measuring: float = MEASURING
     least: int = LEAST
     most: int | None = None  # steps, where they were named beside the time limit
+    first: int | None = None  # the step from which this process's speed is measured, and seconds of the run then and at the last plan
+    origin: float = 0.0
+    looked: float = 0.0
 
     def plan(self, stream: Stream, auto: Callable[[Stream], int], world: World, rehearse: Callable[[int], None], begun: Any = None) -> int:
         """Steps of the whole run; of one that goes on (`begun`: its state), those that it has, unless it is told others.
 
         `rehearse(step)` takes a step that changes nothing: with a time limit a few are timed, so that the schedule knows its end."""
         self.most = self.known(stream, auto)
-        if begun is not None:
-            spent = self.time_limit is not None and begun["elapsed"] > (AIM - NEAR) * self.time_limit
-            steps = int(begun["steps"]) if spent or self.steps is None else self.steps
-            return self.again(steps, begun["done"], begun["elapsed"])
-        return self.most or self._measure(self.time_limit or 0.0, stream, world, rehearse)
+        if begun is None:
+            return self.most or self._measure(self.time_limit or 0.0, stream, world, rehearse)
+        self.most = self.most or begun.get("most")
+        spent = self.time_limit is not None and begun["elapsed"] > SPENT * self.time_limit
+        return int(begun["steps"]) if spent or self.steps is None else self.steps
 
     def again(self, steps: int, done: int, elapsed: float) -> int:
-        """`steps` of a run under way; under a time limit, those that fit into it at the mean speed so far, evaluations and all, but no
-        more than were named. A machine that was busy in the first seconds, or is now, would else decide how far the schedule comes."""
-        if self.time_limit is None or elapsed >= self.time_limit or not self.least <= done < steps:
+        """`steps` of a run under way, asked before every step; under a time limit, now and then, as many as fit into it at the speed of
+        this process, evaluations and all, but no more than were named. A machine that was busy in the first seconds, or is now, would
+        else decide how far the schedule comes. The first steps are no measure: they warm the machine up."""
+        if self.time_limit is None:
             return steps
-        fit = done + int((AIM * self.time_limit - elapsed) * done / elapsed)
+        if self.first is None:
+            self.first = done + WARMING
+        if done == self.first:
+            self.origin = self.looked = elapsed
+        if done <= self.first or done >= steps or not AGAIN * self.time_limit <= elapsed - self.looked <= self.time_limit - self.looked:
+            return steps
+        self.looked = elapsed
+        fit = done + int((AIM * self.time_limit - elapsed) * (done - self.first) / (elapsed - self.origin))
         fit = max(done + 1, fit if self.most is None else min(fit, self.most))
         return fit if abs(fit - steps) > NEAR * steps else steps
 
@@ -71,4 +83,11 @@ class Pace:
         if chosen:
             return chosen
         least = math.ceil(judged_rows / 3 / (EVALUATING * self.batch_size)) if kind == "eval" else 1
-        return max(1, least, steps // AUTO[kind])
+        often = max(1, least, steps // AUTO[kind])
+        return often if self.time_limit is None else _round(often)
+
+
+def _round(steps: int) -> int:
+    """Up to 1, 2 or 5 times a power of ten: what is planned again a little otherwise looks at the same steps."""
+    power = 10 ** (len(str(steps)) - 1)
+    return next(k * power for k in (1, 2, 5, 10) if k * power >= steps)

@@ -23,6 +23,7 @@ class Standing:
     """The numbers of a run after `done` steps; with the tensors, all that a resumed run needs."""
 
     steps: int = 0
+    most: int | None = None  # steps, where they were known before one was taken
     done: int = 0
     elapsed: float = 0.0  # seconds of training, over all processes so far
     order: int = 0  # checksum of all rows so far, in the order in which they were learnt from

@@ -33,8 +33,8 @@ class Sentinel:
         self.seen: dict[str, Output] = {}
         self.in_row: dict[tuple[str, Rule], int] = {}  # term and rule -> looks
 
-    def begin(self, terms: Sequence[Term], optimizer: Optimizer, log_every: int) -> None:
-        """Before the first step (of a resumed run too). `log_every`: steps."""
+    def begin(self, terms: Sequence[Term], optimizer: Optimizer, log_every: Callable[[], int]) -> None:
+        """Before the first step (of a resumed run too). `log_every`: steps, as the run is planned now."""
         self.log_every = log_every
         self.terms = {t.name: t.objective for t in terms if not isinstance(t.objective, Task)}
         self.masters = {id(w): m for w, m in zip(optimizer.weights, optimizer.masters, strict=True)}
@@ -44,7 +44,7 @@ class Sentinel:
     def before(self, step: int) -> None:
         """A step: is it one to look at?"""
         done, self.seen = step + 1, {}
-        every = EVERY if done <= EARLY else max(EVERY, self.log_every)
+        every = EVERY if done <= EARLY else max(EVERY, self.log_every())
         self.due = bool(self.terms) and (done == 1 or done % every == 0)
         self.taken += 1
 

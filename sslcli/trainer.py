@@ -130,8 +130,9 @@ class Trainer:
         self.backward = Backward(modules, terms, noises, self.optimizer, balance, *known)
         steps = self.pace.plan(terms[0].stream, auto, self.world, self._rehearse, found.state if found else None)
         self.at, self.optimizer.steps = self.keeper.begin(found, steps, modules, self.optimizer), steps
+        self.at.most = self.pace.most
         self.keeper.check_space(self.optimizer, self.modules)
-        self.sentinel.begin(terms, self.optimizer, self._every("log"))
+        self.sentinel.begin(terms, self.optimizer, partial(self._every, "log"))
         self._price()
         if self.gradient_checkpointing and not compiles:
             for batch in self._read(self.at.done)[0][0][:1]:  # a rank may have none
@@ -221,10 +222,12 @@ class Trainer:
         return [[to_device(b, self.device) for b in term.stream.batches(step)] for term in self.terms], rows
 
     def _agree(self, batches: Sequence[Sequence[Batch]]) -> tuple[list[float], str | None]:
-        """What all ranks must know before the first backward pass: global weights, and whether to stop after this step."""
+        """What all ranks must know before the first backward pass: global weights, how many steps there are, whether to stop after this."""
         weights = [sum(float(b["weight"]) for b in group) for group in batches]
-        late = self.time_limit is not None and time.monotonic() - self.started > self.time_limit
-        *totals, signalled, timed = self.world.sum([*weights, float(self.signal > 0), float(late)])
+        elapsed, size = time.monotonic() - self.started, self.world.size
+        *totals, signalled, spent = self.world.sum([*weights, float(self.signal > 0), elapsed])
+        timed = self.time_limit is not None and spent / size > self.time_limit
+        self.at.steps = self.optimizer.steps = self.pace.again(self.at.steps, self.at.done, spent / size)
         return totals, "signal" if signalled else "time" if timed else None
 
     def _count(self, name: str, value: Tensor, weight: float) -> None:
@@ -252,14 +255,12 @@ class Trainer:
 
     def _log(self, bar: Bar) -> None:
         at = self.at
-        ranks = self.world.gather((list(at.sums), at.elapsed))
-        names = dict.fromkeys(name for found, _ in ranks for name in found)  # a rank may have had no rows
+        names = dict.fromkeys(name for found in self.world.gather(list(at.sums)) for name in found)  # a rank may have had no rows
         flat = self.world.sum([float(x) for name in names for x in at.sums.get(name, (0.0, 0.0))])
         means = {name: flat[2 * i] / flat[2 * i + 1] for i, name in enumerate(names)}
         at.sums = {}
         line = {"step": at.done, **means, "lr": self.optimizer.rate(at.done - 1), "seconds": round(at.elapsed, 3)}
         self.run.append("metrics.jsonl", line)
-        at.steps = self.optimizer.steps = self.pace.again(at.steps, at.done, max(elapsed for _, elapsed in ranks))
         losses = "  ".join(f"{k} {v:.4f}" for k, v in means.items() if k.endswith(("loss", "accuracy")))
         best = f"  best {self.terms[0].objective.metric} {at.best['score']:.4f}" if at.best["score"] is not None else ""
         speed = at.done * self.batch_size / max(at.elapsed, 1e-9)

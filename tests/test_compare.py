@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from sslcli.commands.job import Job
-from sslcli.commands.sweep import _comparison, _jobs
+from sslcli.commands.sweep import _comparison, _jobs, unfit
 from sslcli.commands.sweep_table import report
 from sslcli.comparison import Comparison
 from sslcli.config import compose
@@ -75,6 +75,13 @@ def test_a_method_of_a_list_that_does_not_fit_this_network_is_no_failure(ssl, la
     done = ssl(*words, "+compare=mine", "sweep.dir=a")
     assert done.code == 0 and "bad input" in done.err and "asks a pretrained language model" in " ".join(done.err.split()), done.err
     assert ssl(*words, "+compare=mine", "task.head=linear,prompt", "sweep.dir=a").code == 1, "named by the user, it is one"
+
+
+def test_only_a_method_can_be_unfit_not_what_else_was_swept() -> None:
+    heads = Comparison("heads", "task.head", ["linear", "prompt"])
+    codes = {("linear", "1"): 0, ("prompt", "1"): 2, ("linear", "-1"): 2, ("prompt", "-1"): 2, ("linear", "2"): 0, ("prompt", "2"): 4}
+    jobs = [Job("", {"task.head": head, "optimizer.lr": lr}, [], Path(), 0, code) for (head, lr), code in codes.items()]
+    assert [unfit(job, jobs, heads) for job in jobs] == [False, True, False, False, False, False]
 
 
 def _made(root: Path, value: str, seed: int, score: float, code: int = 0, split: str = "test", key: str = "accuracy") -> Job:

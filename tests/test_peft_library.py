@@ -95,6 +95,19 @@ def test_adalora_gives_ranks_as_the_library_does() -> None:
     assert float(run.model.ranks.on.sum()) == 2 * len(run.method.names)
 
 
+def test_adalora_comes_down_though_the_run_was_made_shorter() -> None:
+    """A time limit plans again: the step at which ranks should have come down may be behind. They never go up again."""
+    run = Run(Part("peft", *_kind("adalora", start=6, r=2, warm=0.1, last=0.2, every=3, orthogonal=0.0)), "text")
+    masters, left = dict(zip(run.optimizer.names, run.optimizer.masters, strict=True)), []
+    for step in range(1, 41):
+        for n, m in masters.items():
+            m.grad = torch.randn(m.shape, generator=torch.Generator().manual_seed(step + len(n)))
+        run.method.after_step(masters, step, 100 if step < 20 else 20 if step < 30 else 60)  # type: ignore[attr-defined]
+        left.append(float(run.model.ranks.on.sum()))
+    wanted = 2 * len(run.method.names)
+    assert left[18] > left[19] == left[-1] == wanted and left == sorted(left, reverse=True)
+
+
 def test_adapter_marks_cover_the_library(tmp_path: Path) -> None:
     """Which modules an adapter is for is read from its tensors alone."""
     for part in (p.values[0] for p in METHODS):

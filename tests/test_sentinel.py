@@ -45,7 +45,7 @@ class Folder:
 def watching(objective: Any, stops: bool = False, weights: list[Any] | None = None) -> Sentinel:
     sentinel = Sentinel(stops, Folder(), Screen(silent=True), ALONE, lambda *_: None)  # type: ignore[arg-type]
     optimizer: Any = SimpleNamespace(weights=weights or [], masters=weights or [])
-    sentinel.begin([Term("objective", objective, None, None)], optimizer, 10)  # type: ignore[arg-type]
+    sentinel.begin([Term("objective", objective, None, None)], optimizer, lambda: 10)  # type: ignore[arg-type]
     return sentinel
 
 

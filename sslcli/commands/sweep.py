@@ -48,10 +48,17 @@ def sweep(verb: str, overrides: Sequence[str], flags: Mapping[str, Any]) -> int:
             _refuse_unfit(verb, jobs[0], folder)
         run_all(verb, jobs, root, int(own.get("sweep.parallel", "1")), flags, screen)
         report(root, jobs, comparison, screen)
-    unfit = (2,) if comparison and not comparison.named else ()  # a method of a list that is for all networks, and not for this one
     if flags.get("dry_run"):
         screen.say(NOTHING_KEPT)
-    return 0 if all(job.code in (0, *unfit) for job in jobs) and any(job.code == 0 for job in jobs) else 1
+    return 0 if all(job.code == 0 or (comparison and unfit(job, jobs, comparison)) for job in jobs) else 1
+
+
+def unfit(job: Job, jobs: Sequence[Job], comparison: Comparison) -> bool:
+    """Whether this is one of a list of methods for all networks that does not fit the one at hand: bad input, which it would not be with
+    the plain method."""
+    others = {k: v for k, v in job.choice.items() if k != comparison.axis} | {comparison.axis: comparison.values[0]}
+    plain = any(other.choice == others and other.code == 0 for other in jobs)
+    return job.code == 2 and not comparison.named and job.choice[comparison.axis] != comparison.values[0] and plain
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ LONGEST = 1024  # beyond this the [T, T] scores cost more memory than the produc
 
 
 GROUPS, LEAST = 4, 8  # groups of rows alike in length that attention looks at apart, and rows of a group at least
-ROUND = 32  # tokens of a packed batch are a multiple of that: for every new shape oneDNN makes, and keeps, programs of its own
+ROUND = 32  # tokens of a packed batch are a multiple of that, as far as there is padding: oneDNN makes, and keeps, programs for every shape
 
 _layout: list[list[tuple[Tensor, Tensor]]] = []  # of the batch on its way through a network: see `packed`
 

@@ -44,7 +44,7 @@ class Adalora(Library):
         super().__init__(targets, load)
         self.r, self.start, self.alpha, self.dropout = r, start, alpha, dropout
         self.warm, self.last, self.every, self.orthogonal = warm, last, every, orthogonal
-        self.steps = 1  # of the run, as last heard
+        self.steps, self.down = 1, False  # of the run, as last heard; whether ranks have been brought down to r
 
     @staticmethod
     def contradiction(keys: Mapping[str, Any]) -> str | None:
@@ -90,10 +90,12 @@ class Adalora(Library):
         ranks, first, until = self.model.ranks, round(self.warm * steps), steps - round(self.last * steps)
         if step <= until:
             ranks.look([m for same in triplets for m in same])
-        if (first < step < until and step % self.every == 0) or step == until:
-            left = 1 - (step - first) / max(1, until - first)
+        down = step >= until and not self.down  # at `until`, or after it where a time limit has made the run shorter
+        if (first < step < until and step % self.every == 0) or down:
+            left = max(0.0, 1 - (step - first) / max(1, until - first))
             total, wanted = len(self.names) * self.start, len(self.names) * self.r
-            ranks.choose(*triplets, int((total - wanted) * left**3) + wanted)
+            ranks.choose(*triplets, min(int((total - wanted) * left**3) + wanted, int(ranks.on.sum())))
+            self.down = down
         for on, values in zip(ranks.on, triplets[0], strict=True):
             values.mul_(on[:, None])
 
