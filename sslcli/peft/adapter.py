@@ -20,6 +20,7 @@ class Adapter(Learnt):
     type = "BOTTLENECK"
     said: ClassVar[Mapping[str, str]] = {"style": "style", "reduction": "reduction", "norms": "norms"}
     merges = False
+    rate = 20.0
 
     def __init__(
         self,
