@@ -163,6 +163,14 @@ def test_the_verb_from_runs_to_a_sentence(ssl, tmp_path: Path, corpus: Path, lab
     assert Path("lm-curve/000/metrics.json").stat().st_mtime_ns == before
 
 
+def test_a_start_that_gets_worse_with_more_labels_was_not_trained_to_its_end() -> None:
+    points = [{"labels": n, "score": s, "interval": [s - 0.01, s + 0.01]} for n, s in ((200, 0.62), (300, 0.724), (2000, 0.693))]
+    said = saved.unripe(points, "from scratch")
+    assert said is not None and "0.724 with 300 labels and 0.693 with 2,000" in said
+    assert saved.unripe(points[:2], "from scratch") is None and saved.unripe(points[::-1][:2], "from scratch") is None
+    assert saved.unripe([{**p, "interval": [0.0, 1.0]} for p in points], "from scratch") is None, "within chance"
+
+
 def test_finetune_says_whether_pretraining_helped(ssl, corpus: Path, labelled: Path) -> None:
     assert ssl("pretrain", f"data.train={corpus}", *TINY, "trainer.steps=3", "run.dir=lm").code == 0
     words = ["finetune", "from=lm", f"data.train={labelled}", "trainer.steps=2"]

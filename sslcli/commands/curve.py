@@ -181,6 +181,8 @@ def _report(root: Path, arms: Sequence[Arm], chosen: Budgets, screen: Screen) ->
     readings = [efficiency.read(drawn, budgets, one, other, (one, n)) for n in budgets.tolist()]
     each = [saved.told(reading, (one, other), True, budgets, None) for reading in readings]
     points = {arm.name: arm.points(drawn[arm.name]) for arm in arms}
+    if main["verdict"] == "saved" and (doubt := saved.unripe(points[other], other)):
+        main["sentence"] += f"; {doubt}"
     points |= _cheap(arms[0], metric)
     facts = {"metric": metric, **main, "at_each_budget": each, "arms": points, "test_rows": int(arms[0].counts.shape[2])}
     steps = [_steps(job) for arm in arms for row in arm.jobs for job in row]

@@ -1,7 +1,7 @@
 """What a reading of two score curves (efficiency.py) means, in words and in money."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,3 +91,14 @@ def _money(reading: Reading, budgets: np.ndarray, price: float | None) -> str:
     found = _saved_money(reading, budgets, price)
     least = "at least " if _saved_labels(reading, budgets).get("at_least") else ""
     return f"; worth {least}{found['money_saved']:,.2f} at {price:,.2f} a label" if found else ""
+
+
+def unripe(points: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """More labels do not harm a network that is trained to its end. Where they seem to, by more than chance, its runs were too short,
+    and what pretraining saved is told too high."""
+    last = points[-1]
+    best = max(points, key=lambda p: p["score"])
+    if best["interval"][0] <= last["score"]:
+        return None
+    found = f"{best['score']:.3f} with {best['labels']:,} labels and {last['score']:.3f} with {last['labels']:,}"
+    return f"but {name} has {found}: its runs were too short, and less is saved than that"
