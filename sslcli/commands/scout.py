@@ -32,7 +32,7 @@ ASKED, BOARD = "scout.yaml", "scout.json"  # what the user asked for, and what c
 LEAST = 1.0  # seconds of training without which a pilot says nothing
 SPARE, ENDING = 0.5, 2.5  # seconds beside building and looking that a pilot takes, and that the end of a run takes
 LOOKING = 0.25  # share of the pilots' time that looking may take
-USABLE = 0.92  # share of the long run's time that steps may use: evaluations and checkpoints take time too
+ROOM = 1.1  # times the steps that the long run's time is good for at its pilot's speed: the most that it takes, the clock decides (pace.py)
 FALLS = ("linear", "cosine")  # schedules that depend on the number of steps from the first on
 DECIDED = ("trainer.steps", "trainer.epochs", "trainer.time_limit")
 
@@ -241,14 +241,14 @@ class Scouting:
         left = board.budget - before - self.now() - board.ending
         had, steps = (0.0, 0) if falls else (look["seconds"], look["steps"])
         limit = max(had + left, had + LEAST)
-        planned = steps + max(1, int(USABLE * (limit - had) / pilot.pace()))
+        planned = steps + max(1, int(ROOM * (limit - had) / pilot.pace()))
         for key, value in {"trainer.steps": planned, "trainer.time_limit": round(limit, 2)}.items():
             OmegaConf.update(chosen, key, value)
         why = f"goes on from its pilot's {steps:,} steps"
         if falls:
             why = f"begins anew: optimizer.schedule={chosen.optimizer.schedule} falls over all steps, whose number is known only now"
         board.long_run = {"continues": not falls, "why": why, "steps": planned, "time_limit": round(limit, 2)}
-        self.call.screen.say(f"{board.chosen} {why}; {planned:,} steps in all, {duration(left)} are left for it")
+        self.call.screen.say(f"{board.chosen} {why}; at most {planned:,} steps in all, {duration(left)} are left for it")
         with storage(self.root):
             if not falls:
                 shutil.copytree(pilot.folder / "checkpoints", self.root / "checkpoints", copy_function=link, dirs_exist_ok=True)
