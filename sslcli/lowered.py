@@ -64,8 +64,8 @@ class Lowered:
         for parameter in modules.parameters():  # buffers stay: rotary frequencies do not survive bf16
             parameter.data = parameter.data.to(precision)
         # on a CPU their gradients stay in one place: given back and asked for again in every step, they leave holes in the heap
-        self.places: list[Tensor | None] = [torch.empty_like(m) if on_cpu else None for m in self.masters]
-        hooked = zip(weights, self.masters, self.places, strict=True)
+        places = [torch.empty_like(m) if on_cpu else None for m in self.masters]
+        hooked = zip(weights, self.masters, places, strict=True)
         self.hooks = [w.register_post_accumulate_grad_hook(partial(_add, m, place)) for w, m, place in hooked]
         self.replaced: list[nn.Module] = []
         for module in modules.modules() if on_cpu else ():

@@ -52,7 +52,8 @@ class Pace:
             self.first = done + WARMING
         if done == self.first:
             self.origin = self.looked = elapsed
-        if done <= self.first or done >= steps or not AGAIN * self.time_limit <= elapsed - self.looked <= self.time_limit - self.looked:
+        due = elapsed - self.looked >= AGAIN * self.time_limit
+        if not due or elapsed > self.time_limit or not self.first < done < steps:
             return steps
         self.looked = elapsed
         fit = done + int((AIM * self.time_limit - elapsed) * (done - self.first) / (elapsed - self.origin))

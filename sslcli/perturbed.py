@@ -89,9 +89,8 @@ class Perturbed:
 
     def _largest(self, x: Tensor) -> Tensor:
         if self.owner is not None:
-            return torch.zeros(self.examples, device=x.device).scatter_reduce_(
-                0, self.owner, x[0, : len(self.owner)].abs().amax(-1), "amax"
-            )
+            largest = x[0, : len(self.owner)].abs().amax(-1)
+            return torch.zeros(self.examples, device=x.device).scatter_reduce_(0, self.owner, largest, "amax")
         return (x if self.real is None else x * self.real).abs().flatten(1).amax(1)
 
     def _each(self, values: Tensor) -> Tensor:

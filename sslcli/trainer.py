@@ -224,11 +224,10 @@ class Trainer:
     def _agree(self, batches: Sequence[Sequence[Batch]]) -> tuple[list[float], str | None]:
         """What all ranks must know before the first backward pass: global weights, how many steps there are, whether to stop after this."""
         weights = [sum(float(b["weight"]) for b in group) for group in batches]
-        elapsed, size = time.monotonic() - self.started, self.world.size
-        *totals, signalled, spent = self.world.sum([*weights, float(self.signal > 0), elapsed])
-        timed = self.time_limit is not None and spent / size > self.time_limit
-        self.at.steps = self.optimizer.steps = self.pace.again(self.at.steps, self.at.done, spent / size)
-        return totals, "signal" if signalled else "time" if timed else None
+        elapsed = (time.monotonic() - self.started) / self.world.size
+        *totals, signalled, elapsed = self.world.sum([*weights, float(self.signal > 0), elapsed])  # on average over ranks
+        self.at.steps = self.optimizer.steps = self.pace.again(self.at.steps, self.at.done, elapsed)
+        return totals, "signal" if signalled else "time" if elapsed > (self.time_limit or float("inf")) else None
 
     def _count(self, name: str, value: Tensor, weight: float) -> None:
         held = self.at.sums.setdefault(name, [0.0, 0.0])

@@ -57,8 +57,7 @@ def unfit(job: Job, jobs: Sequence[Job], comparison: Comparison) -> bool:
     """Whether this is one of a list of methods for all networks that does not fit the one at hand: bad input, which it would not be with
     the plain method."""
     others = {k: v for k, v in job.choice.items() if k != comparison.axis} | {comparison.axis: comparison.values[0]}
-    plain = any(other.choice == others and other.code == 0 for other in jobs)
-    return job.code == 2 and not comparison.named and job.choice[comparison.axis] != comparison.values[0] and plain
+    return job.code == 2 and not comparison.named and any(other.choice == others and other.code == 0 for other in jobs)
 
 
 @contextlib.contextmanager
