@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from sslcli.augment import Augment
 from sslcli.core import Objective
 from sslcli.errors import BadInput
+from sslcli.objectives import label_propagation
+from sslcli.objectives.label_propagation import certainty, flow, graph
 from sslcli.optim import Optimizer
 from sslcli.unlabelled import OfTask
 from tests.conftest import TINY, log, parts, rows, write_jsonl
@@ -24,6 +26,10 @@ from tests.tiny_networks import digits
 SMALL = [*TINY, "data.max_length=16", "trainer.batch_size=8", "trainer.log_every=1", "baseline=false", "leaks=false"]
 STEPS = ["trainer.steps=6", "trainer.save_every=3", "trainer.deterministic=true", "joint.batch_size=8"]
 LOW = "objective.threshold=0.2"  # a network that has learnt nothing is sure of nothing
+
+
+def low(objective: str) -> list[str]:
+    return [] if objective == "label_propagation" else [LOW]
 
 
 def part(group: str, abstract: type, name: str, **changes: object):
@@ -99,6 +105,48 @@ def test_pseudo_labels_that_are_nearly_all_of_one_label_are_doubted() -> None:
         assert ("70% of the unlabelled rows above objective.threshold were taken for 3" in (objective.doubt() or "")) == doubted
 
 
+def test_labels_flow_by_the_formula() -> None:
+    """(1 - a) (I - a S)^-1 Y, then every label's mass as it is among the labelled ones."""
+    vectors = F.normalize(torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    near = vectors @ vectors.t() - 2 * torch.eye(60)
+    edges = torch.zeros(60, 60).scatter_(1, near.topk(7).indices, near.topk(7).values.clamp(min=0) ** 3).double().numpy()
+    edges = np.maximum(edges, edges.T)
+    scale = edges.sum(1) ** -0.5
+    wanted = scale[:, None] * edges * scale
+    found = graph(vectors, 7)
+    np.testing.assert_allclose(found.toarray(), wanted, atol=1e-6)
+    given = np.eye(3)[[0, 1, 2, 2]]
+    start = np.zeros((60, 3))
+    start[:4] = given
+    closed = 0.1 * np.linalg.solve(np.eye(60) - 0.9 * wanted, start)
+    closed *= given.sum(0) / closed.sum(0)
+    np.testing.assert_allclose(flow(found, given, 0.9), closed / closed.sum(1, keepdims=True), atol=2e-3)
+
+
+def test_labels_flow_along_what_hangs_together() -> None:
+    """Two arcs on a sphere, a label at one end of each: the nearest label is the wrong one for the far ends."""
+    turn = np.linspace(0, 2.6, 150)
+    arc = np.stack([np.cos(turn), np.sin(turn), np.full(150, 0.3)], 1)
+    vectors = F.normalize(torch.from_numpy(np.concatenate([arc, -arc * [1, 1, -1]])).float(), dim=1)
+    order = np.array([0, 150, *range(1, 150), *range(151, 300)])
+    gold, vectors = order // 150, vectors[order]
+    assert ((vectors @ vectors[:2].t()).argmax(1).numpy() == gold).mean() < 0.75
+    shares = flow(graph(vectors, 5), np.eye(2), 0.99)
+    assert (shares.argmax(1) == gold).all() and (certainty(shares) > 0).all()
+    assert certainty(np.array([[1.0, 0], [0.5, 0.5], [0, 0]])).tolist() == [1, 0, 0]
+
+
+def test_what_is_not_in_the_graph_takes_from_its_neighbours(monkeypatch) -> None:
+    objective, model, task = of_pictures("image_propagation")
+    known, store = digits(), digits()
+    monkeypatch.setattr(label_propagation.features, "golds", lambda _: [{"gold": task.labels[i % 10]} for i in range(store.count)])
+    whole = objective.propagate(model, known, store)
+    monkeypatch.setattr(label_propagation, "MOST", 50)
+    part_ = objective.propagate(model, known, store)
+    assert len(part_) == store.count > 50 and (whole.argmax(1) == part_.argmax(1)).mean() > 0.75
+    np.testing.assert_allclose(part_.sum(1), 1)
+
+
 @pytest.fixture
 def command(tmp_path) -> list[str]:
     labelled = write_jsonl(tmp_path / "few.jsonl", rows(18))
@@ -106,13 +154,13 @@ def command(tmp_path) -> list[str]:
     return ["finetune", f"data.train={labelled}", f"data.unlabelled={corpus}", *SMALL]
 
 
-@pytest.mark.parametrize("objective", ["uda", "self_training"])
+@pytest.mark.parametrize("objective", ["uda", "self_training", "label_propagation"])
 def test_labels_of_unlabelled_rows_are_never_read(ssl, command, tmp_path, objective) -> None:
     """Wrong ones, unknown ones or none: the same weights, bit by bit."""
     names = {"none": [{}] * 60, "wrong": [{"label": f"other {i}"} for i in range(60)]}
     for name, labels in names.items():
         write_jsonl(tmp_path / "corpus.jsonl", [{"text": r["text"], **more} for r, more in zip(rows(60, 3), labels, strict=True)])
-        done = ssl(*command, f"objective={objective}", *STEPS, LOW, f"run.dir={name}")
+        done = ssl(*command, f"objective={objective}", *STEPS, *low(objective), f"run.dir={name}")
         assert done.code == 0, done.err
     deep = "rounds/2" if objective == "self_training" else ""
     assert tensors(tmp_path / "none" / deep) == tensors(tmp_path / "wrong" / deep)
@@ -123,9 +171,9 @@ def lines(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(f"{run}/pseudo_labels.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("objective", ["uda", "self_training"])
+@pytest.mark.parametrize("objective", ["uda", "self_training", "label_propagation"])
 def test_resumed_bit_by_bit(ssl, command, monkeypatch, objective) -> None:
-    run = [*command, f"objective={objective}", *STEPS, LOW, *(["objective.rounds=1"] if objective == "self_training" else [])]
+    run = [*command, f"objective={objective}", *STEPS, *low(objective), *(["objective.rounds=1"] if objective == "self_training" else [])]
     assert ssl(*run, "run.dir=whole").code == 0
     plain, seen = Optimizer.step, []
 
@@ -210,9 +258,9 @@ def test_pretraining_has_no_task(ssl, corpus) -> None:
     assert done.code == 2 and "in ssl finetune" in done.err and not Path("a").exists()
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "noisy_student"])
+@pytest.mark.parametrize("name", ["fixmatch", "noisy_student", "image_propagation"])
 def test_pictures(ssl, name) -> None:
-    run = ("finetune", "data=digits", "data.shots=2", f"objective={name}", "model=resnet_nano", "objective.threshold=0.1")
+    run = ("finetune", "data=digits", "data.shots=2", f"objective={name}", "model=resnet_nano", "objective.threshold=0.01")
     small = ("joint.batch_size=16", "trainer.steps=3", "trainer.batch_size=8", "trainer.log_every=1", "baseline=false", "leaks=false")
     done = ssl(*run, *small, *(("objective.rounds=1",) if name == "noisy_student" else ()), "run.dir=a")
     assert done.code == 0, done.err
@@ -221,5 +269,5 @@ def test_pictures(ssl, name) -> None:
 
 def test_every_one_is_of_a_task() -> None:
     found = [p.id for modality in ("text", "image") for p in parts("objective", OfTask, modality)]
-    assert found == ["self_training", "uda", "fixmatch", "noisy_student"]
+    assert found == ["label_propagation", "self_training", "uda", "fixmatch", "image_propagation", "noisy_student"]
     assert not set(found) & {p.id for modality in ("text", "image") for p in parts("objective", Objective, modality)}

@@ -1,17 +1,19 @@
 """A self-supervised loss beside a task's: its data, its batches, its weight. Without an objective there is none of that."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sslcli.adversarial.plain import Plain
 from sslcli.commands import Call
-from sslcli.commands.rounds import taught
+from sslcli.commands.rounds import given, taught
 from sslcli.core import Objective, Task, Term
 from sslcli.data.labels import Unread
 from sslcli.data.text import Prepared
 from sslcli.errors import BadInput
 from sslcli.joint import Balance, Joint
 from sslcli.modality import Modality
+from sslcli.pseudo import Pseudo
 from sslcli.schema import Part
 from sslcli.trainer import Trainer
 from sslcli.unlabelled import OfTask
@@ -31,8 +33,8 @@ class Beside:
         self.balance = Balance(joint.build()) if objective is not None and joint is not None else None
         self.goal: Objective | None = None
         self.corpus: Any = None
-        for given in call.overrides if objective is None else ():
-            key = given.lstrip("+").partition("=")[0]
+        for override in call.overrides if objective is None else ():
+            key = override.lstrip("+").partition("=")[0]
             if key.startswith("joint.") or key == "data.unlabelled":
                 raise BadInput(f"{key}: there is no self-supervised loss beside the task; add objective=<name>, or leave {key} out")
 
@@ -40,6 +42,7 @@ class Beside:
         """The examples, with the unlabelled corpus among their facts: as `coder` reads it, where the loss is of the task's predictions."""
         if self.objective is None:
             return prepared
+        self.known = prepared.stores["train"]
         if issubclass(self.objective.cls, OfTask):
             self._refuse_unfit(self.objective.cls, prepared)
             self.processor = processor
@@ -69,6 +72,7 @@ class Beside:
         if self.objective is None or self.balance is None:
             return {}
         if issubclass(self.objective.cls, OfTask):
+            self.model = model
             self.goal, self.student = self.objective.build(model, self.processor, task, self.corpus), task
             task.least_steps = max(task.least_steps, self.objective.cls.least_steps)
             self._say("the task's own head")
@@ -88,8 +92,10 @@ class Beside:
     def terms(self, engine: Trainer, seed: int) -> list[Term]:
         if self.goal is None or self.balance is None:
             return []
-        if teacher := getattr(self.goal, "teacher", None):
-            taught(teacher, self.student, self.source, self.corpus, engine.world, engine.run, self.plugins, self.goal.learn)
+        if isinstance(self.goal, Pseudo):
+            ask = lambda run: taught(run, self.student, self.source, engine.world, self.plugins)  # noqa: E731
+            said = partial(self.goal.labels, self.model.to(engine.world.device), self.known, self.corpus, ask)
+            given(said, self.student, self.corpus, engine.world, engine.run, self.goal.learn)
         size = self.balance.joint.batch_size or self.goal.batch_size
         self.stream = engine.stream(self.goal, self.corpus, seed, "unlabelled", size)
         return [Term("objective", self.goal, self.stream, Plain())]

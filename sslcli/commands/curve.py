@@ -37,7 +37,8 @@ NAMES = {2: ("accuracy", "recall@1"), 3: ("f1", "micro_f1")}  # of the scores, b
 
 
 class Budgets:
-    """The `curve` node. `labels`: of each class; `at`: in all, where the untouched start is read, the most where none is named."""
+    """The `curve` node. `labels`: of each class; `at`: in all, where the untouched start is read, the most where none is named;
+    `unlabelled`: which of the starts objective= stands beside, with the rows that have no labels."""
 
     def __init__(
         self,
@@ -45,9 +46,10 @@ class Budgets:
         labels: Annotated[list[Count | Literal["all"]], Field(min_length=2)],
         seeds: Annotated[int, Field(ge=2)],
         at: Count | None,
+        unlabelled: Literal["both", "pretrained"],
         label_price: Annotated[float, Field(gt=0)] | None,
     ):
-        self.labels, self.seeds, self.at, self.price = labels, seeds, at, label_price
+        self.labels, self.seeds, self.at, self.unlabelled, self.price = labels, seeds, at, unlabelled, label_price
 
 
 class Where:
@@ -102,9 +104,12 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
     root = Path(where.dir or (f"{source}-curve" if Path(source).is_dir() else f"curves/{Path(source).name}"))
     passed = [o for k, o in given.items() if k.split(".")[0] not in ("curve", "sweep", "seed", "from")]
     seeds = range(tuning["seed"], tuning["seed"] + chosen.seeds)
-    starts = {WITH: [f"from={source}"], **_untouched(source)}
+    starts = _starts(source, passed, tuning["objective"], chosen.unlabelled)
     with kept(root, flags) as root:
-        jobs = {name: [_jobs(start, name == WITH, passed, seed, chosen.labels, root) for seed in seeds] for name, start in starts.items()}
+        jobs = {
+            name: [_jobs(start, not number, seed, chosen.labels, root) for seed in seeds]
+            for number, (name, start) in enumerate(starts.items())
+        }
         every = [job for rows in jobs.values() for row in rows for job in row]
         run_all("finetune", every, root, where.parallel, flags, screen)
         for job in (j for j in every if j.code):
@@ -118,20 +123,27 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
     return 0
 
 
-def _untouched(source: str) -> dict[str, list[str]]:
-    """The network before pretraining: what a run continued from, or the architecture untrained."""
+def _starts(source: str, passed: Sequence[str], objective: Part[Any] | None, unlabelled: str) -> dict[str, list[str]]:
+    """Name -> words. The network from pretraining, and as it was before: what that run continued from, or its architecture untrained."""
+    if unlabelled == "pretrained" and objective is None:
+        raise BadInput("curve.unlabelled=pretrained: nothing learns from unlabelled rows beside the task; add objective=label_propagation")
     path = Path(source).expanduser() / "config.yaml"
     before = config.load(path).get("from") if path.is_file() else None
-    return {"untouched start": [f"from={before}"]} if before else {SCRATCH: [f"from={source}", "init=random"]}
+    name, start = ("untouched start", [f"from={before}"]) if before else (SCRATCH, [f"from={source}", "init=random"])
+    if objective is None or unlabelled == "both":
+        return {WITH: [*passed, f"from={source}"], name: [*passed, *start]}
+    own = ("objective", "joint", "augment@objective", "data.unlabelled")
+    alone = [o for o in passed if not o.lstrip("+~").partition("=")[0].startswith(own)]
+    return {f"{WITH} and {objective.cls.__module__.rpartition('.')[2]}": [*passed, f"from={source}"], name: [*alone, *start]}
 
 
-def _jobs(start: Sequence[str], first: bool, passed: Sequence[str], seed: int, labels: Sequence[Any], root: Path) -> list[Job]:
+def _jobs(start: Sequence[str], first: bool, seed: int, labels: Sequence[Any], root: Path) -> list[Job]:
     """Cheap baselines and leaks beside the first arm alone: they are the same in all."""
     found = []
     for shots in labels:
         quiet = ["verdict=false", "errors=false", "trainer.seeds=1", *([] if first else ["baseline=false", "leaks=false"])]
         few = [] if shots == "all" else [f"data.shots={shots}"]
-        words = [*passed, *quiet, *start, *few, f"seed={seed}"]
+        words = [*start, *quiet, *few, f"seed={seed}"]
         found.append(Job(" ".join(words), {"shots": str(shots), "seed": str(seed)}, words, root))
     return found
 
@@ -193,7 +205,7 @@ def _report(root: Path, arms: Sequence[Arm], chosen: Budgets, screen: Screen) ->
         csv.writer(file).writerows([["start", "shots", "labels", "seed", metric, "run"], *runs])
     table = [[name, f"{p['labels']:,}", p["score"], " to ".join(map(shown, p["interval"]))] for name, row in points.items() for p in row]
     screen.table(str(root), ("start", "labels", metric, "95 % interval"), table)
-    screen.table("the same score", (f"{WITH}, labels", f"{other}, labels", "95 % interval"), saved.table(each, budgets))
+    screen.table("the same score", (f"{one}, labels", f"{other}, labels", "95 % interval"), saved.table(each, budgets))
     try:
         draw(root / "curve.png", points, facts, metric)
     except BadInput as error:

@@ -5,7 +5,7 @@ Every round is a run folder like any other, `rounds/<n>/`: round 0 what `objecti
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from sslcli.errors import BadInput, Preempted, printable
 from sslcli.evaluation import answers
 from sslcli.log import seconds, shown
 from sslcli.modality import Modality
+from sslcli.pseudo import Said
 from sslcli.run import Run, storage
 from sslcli.schema import Part
 
@@ -105,21 +106,22 @@ class Rounds:
             raise Preempted(f"round {number}: {str(error).replace(str(place), str(self.folder.run.dir))}") from error
 
 
-def taught(teacher: str, student: Task, source: Modality, store: Store, world: World, run: Run, plugins: Sequence[str], learn: Any) -> None:
-    """Let a finished run label the examples of an unlabelled store, and the student's objective choose among them. What was said stands in
-    the student's run folder, from which a resumed run has it again."""
+def given(said: Callable[[], Iterator[Said]], student: Task, store: Store, world: World, run: Run, learn: Any) -> None:
+    """Let the student's objective choose among labels, and their confidence, that `said` has for each example of an unlabelled store. They
+    stand in the student's run folder, from which a resumed run has them again."""
     lines = run.lines(FILE)
     if not world.gather(len(lines))[0]:
-        lines = list(_labelled(teacher, student, source, store, world, plugins))
+        examples = examples_of(store)
+        inputs = (json.loads(examples.text(number))["input"] for number in range(examples.count))
+        lines = [{"input": x, "label": y, "confidence": round(sure, 6)} for x, (y, sure) in zip(inputs, said(), strict=True)]
     lines = world.gather(lines)[0]
     label = np.array([student.labels.index(line["label"]) if line["label"] is not None else -1 for line in lines], np.int64)
     used = learn(store, label, np.array([line["confidence"] for line in lines]))
     run.write_lines(FILE, [{**line, "used": bool(u)} for line, u in zip(lines, used, strict=True)])
 
 
-def _labelled(
-    teacher: str, student: Task, source: Modality, store: Store, world: World, plugins: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+def taught(teacher: str, student: Task, source: Modality, world: World, plugins: Sequence[str]) -> Iterator[Said]:
+    """(label, confidence) of each unlabelled example, by a finished run; of a text that was left out (None, 0)."""
     from sslcli.commands.finished import Finished  # which knows the verbs, this one among them
 
     finished = Finished.open(Path(teacher), plugins)
@@ -130,13 +132,11 @@ def _labelled(
         )
     model, task = finished.model.to(world.device), finished.goal.to(world.device)
     seen = source.examples(Unread(finished.coder), finished.processor, only="unlabelled").stores["unlabelled"]
-    examples, said = examples_of(store), dict(answers(task, model, seen, world, examples_of(seen).count))
-    for number in range(examples.count):
-        label, confidence = None, 0.0  # of a text that was left out
-        if number in said:
-            shares = torch.from_numpy(said[number]).softmax(-1)
-            label, confidence = student.labels[int(shares.argmax())], round(float(shares.max()), 6)
-        yield {"input": json.loads(examples.text(number))["input"], "label": label, "confidence": confidence}
+    count = examples_of(seen).count
+    said = dict(answers(task, model, seen, world, count))
+    for number in range(count):
+        shares = torch.from_numpy(said[number]).softmax(-1) if number in said else None
+        yield (None, 0.0) if shares is None else (student.labels[int(shares.argmax())], float(shares.max()))
 
 
 def _scores(scores: Mapping[str, Any], headline: Sequence[str]) -> dict[str, float]:
