@@ -39,8 +39,9 @@ class Pseudo(OfTask):
         """In the receipts."""
 
     @abstractmethod
-    def labels(self, model: Backbone, known: Store, store: Store, ask: Callable[[str], Iterator[Said]]) -> Iterator[Said]:
-        """Of each example of the unlabelled `store`; `known` is the labelled one. `ask` gives what a finished run says of each."""
+    def labels(self, look: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]], ask: Callable[[str], Iterator[Said]]) -> Iterator[Said]:
+        """Of each unlabelled example. `look`: vectors of the labelled ones [M, D] by the network as it is, their labels [M], vectors of the
+        unlabelled ones [N, D]; `ask`: what a finished run says of each."""
 
     def learn(self, store: Store, label: np.ndarray, confidence: np.ndarray) -> np.ndarray:
         """Take the label and the confidence of each example; which are used, [examples] bool."""

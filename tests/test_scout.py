@@ -46,12 +46,18 @@ def test_rungs_and_their_times_by_hand() -> None:
     assert halving.best({"a": 0.5, "b": 0.7, "c": 0.5}) == ["b", "a", "c"]
 
 
+def test_a_dip_is_forgiven() -> None:
+    looks = [{"steps": n, "scores": {"probe": score}} for n, score in ((10, 0.60), (30, 0.51))]
+    one = pilot.Pilot("masked_lm", Path("a"), looks=looks)
+    assert one.best("probe") == 0.60 and one.peak("probe")["steps"] == 10 and one.score("probe", 1) == 0.51
+
+
 def test_a_scout_ends_as_a_run_of_what_it_chose(tmp_path: Path, typed: Callable[..., Done], texts: str) -> None:
     done = typed("pretrain", *WORDS, texts)
     assert done.code == 0, done.err
     found = board(tmp_path)
     chosen = next(p for p in found["pilots"] if p["name"] == found["chosen"])
-    scores = {p["name"]: p["looks"][-1]["scores"]["probe"] for p in found["pilots"]}
+    scores = {p["name"]: max(look["scores"]["probe"] for look in p["looks"]) for p in found["pilots"]}
     assert found["by"] == "probe" and scores[found["chosen"]] == max(scores.values())  # the corpus has labels
     assert done.result["scout"]["chosen"] == found["chosen"] and found["long_run"]["continues"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sslcli import propagation
 from sslcli.augment import Augment
 from sslcli.core import Objective
 from sslcli.errors import BadInput
-from sslcli.objectives import label_propagation
-from sslcli.objectives.label_propagation import certainty, flow, graph
+from sslcli.evidence.suspicious import directions
 from sslcli.optim import Optimizer
+from sslcli.propagation import certainty, flow, graph
 from sslcli.unlabelled import OfTask
 from tests.conftest import TINY, log, parts, rows, write_jsonl
 from tests.picture_tasks import NAMES, classifier
@@ -137,14 +138,17 @@ def test_labels_flow_along_what_hangs_together() -> None:
 
 
 def test_what_is_not_in_the_graph_takes_from_its_neighbours(monkeypatch) -> None:
-    objective, model, task = of_pictures("image_propagation")
-    known, store = digits(), digits()
-    monkeypatch.setattr(label_propagation.features, "golds", lambda _: [{"gold": task.labels[i % 10]} for i in range(store.count)])
-    whole = objective.propagate(model, known, store)
-    monkeypatch.setattr(label_propagation, "MOST", 50)
-    part_ = objective.propagate(model, known, store)
-    assert len(part_) == store.count > 50 and (whole.argmax(1) == part_.argmax(1)).mean() > 0.75
-    np.testing.assert_allclose(part_.sum(1), 1)
+    from sklearn.datasets import load_digits
+
+    pictures = load_digits()
+    vectors, gold = pictures.data.astype(np.float32), pictures.target
+    known = np.concatenate([np.flatnonzero(gold == y)[:5] for y in range(10)])
+    whole = propagation.propagated(vectors[known], np.eye(10)[gold[known]], vectors, 10, 0.99)
+    monkeypatch.setattr(propagation, "MOST", 600)
+    some = propagation.propagated(vectors[known], np.eye(10)[gold[known]], vectors, 10, 0.99)
+    np.testing.assert_allclose(some.sum(1), 1)
+    nearest = gold[known][((directions(vectors) @ directions(vectors)[known].T).argmax(1))]
+    assert min((shares.argmax(1) == gold).mean() for shares in (whole, some)) > (nearest == gold).mean() + 0.05
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = ("objectives", "tasks", "adversarial", "exports", "peft")
 # what a method may know: the names, and pure functions
 BELOW_METHODS = ("core", "calibration", "classifiers", "losses", "frozen", "heads", "teacher", "metrics", "data", "errors", "hf")
-BELOW_METHODS += ("augment", "schema", "unlabelled")
+BELOW_METHODS += ("augment", "schema", "unlabelled", "pseudo", "propagation")
 READING_PATH = ("cli", "config", "core", "trainer", "adversarial/plain", "checkpoint", "distributed")
 
 

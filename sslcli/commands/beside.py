@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from sslcli.adversarial.plain import Plain
 from sslcli.commands import Call
 from sslcli.commands.rounds import given, taught
@@ -11,6 +13,7 @@ from sslcli.core import Objective, Task, Term
 from sslcli.data.labels import Unread
 from sslcli.data.text import Prepared
 from sslcli.errors import BadInput
+from sslcli.evidence import features
 from sslcli.joint import Balance, Joint
 from sslcli.modality import Modality
 from sslcli.pseudo import Pseudo
@@ -94,11 +97,25 @@ class Beside:
             return []
         if isinstance(self.goal, Pseudo):
             ask = lambda run: taught(run, self.student, self.source, engine.world, self.plugins)  # noqa: E731
-            said = partial(self.goal.labels, self.model.to(engine.world.device), self.known, self.corpus, ask)
-            given(said, self.student, self.corpus, engine.world, engine.run, self.goal.learn)
+            given(
+                partial(self.goal.labels, partial(self._look, engine), ask),
+                self.student,
+                self.corpus,
+                engine.world,
+                engine.run,
+                self.goal.learn,
+            )
         size = self.balance.joint.batch_size or self.goal.batch_size
         self.stream = engine.stream(self.goal, self.corpus, seed, "unlabelled", size)
         return [Term("objective", self.goal, self.stream, Plain())]
+
+    def _look(self, engine: Trainer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(vectors of the labelled examples [M, D], their labels [M], vectors of the unlabelled ones [N, D]), by the network as it is."""
+        model = self.model.to(engine.world.device).eval()
+        known, bank = (features.of_examples(self.student, model, store) for store in (self.known, self.corpus))
+        label = [self.student.labels.index(row["gold"]) for row in features.golds(self.known)]
+        model.train()
+        return known, np.array(label), bank
 
     def receipt(self, model: Any) -> dict[str, Any]:
         """What came of it, of a finished network."""

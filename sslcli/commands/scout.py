@@ -222,7 +222,7 @@ class Scouting:
                 said = pilot.why or f"{board.by} {shown(pilot.score(board.by, rung))} after {pilot.looks[rung]['steps']:,} steps"
                 screen.detail(f"{pilot.name}: {said}")
                 bar.update(done + 1, f"{pilot.name} {said}")
-        ranked = halving.best({p.name: p.score(board.by, rung) for p in pilots if not p.why})
+        ranked = halving.best({p.name: p.best(board.by) for p in pilots if not p.why})
         if not ranked:
             raise Diverged(f"no pilot came through; {pilots[0].name}: {pilots[0].why}")
         return ranked[: [*board.counts, 1][rung + 1]]

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sslcli.log import Screen
+from sslcli.log import Screen, shown
 from sslcli.report.scouted import SHOWN
 
 MOST = 3  # scores side by side; the file has all
@@ -15,13 +15,16 @@ def show(board: Any, root: Path, screen: Screen) -> None:
     """`board`: commands.scout.Board."""
     keys = [k for k in SHOWN if k in board.untrained][:MOST]
     rows = []
-    for pilot in sorted(board.pilots, key=lambda p: (-len(p.looks), -p.score(board.by, -1) if p.looks else 0.0)):
+    for pilot in sorted(board.pilots, key=lambda p: (-len(p.looks), -p.best(board.by) if p.looks else 0.0)):
         look = pilot.looks[-1] if pilot.looks else {"seconds": None, "steps": None, "scores": {}}
         end = "left out" if pilot.why else "goes on" if pilot.name == board.chosen else f"rung {len(pilot.looks)}"
         seconds = f"{look['seconds']:,.1f} s" if pilot.looks else ""
         rows.append([pilot.name, seconds, look["steps"], *(look["scores"].get(k) for k in keys), end])
     rows.append(["(untrained)", "", "", *(board.untrained[k] for k in keys), ""])
     screen.table(f"{root / 'scout.json'}: {board.by} decides", ("objective", "trained", "steps", *keys, "until"), rows)
+    for pilot in (p for p in board.pilots if p.name == board.chosen):
+        if (peak := pilot.peak(board.by)) != pilot.looks[-1]:
+            screen.say(f"{pilot.name}: by its best look, {board.by} {shown(peak['scores'][board.by])} after {peak['steps']:,} steps")
     if doubt := _doubt(board):
         screen.warn(doubt)
     if few := [p.name for p in board.pilots if p.looks and p.looks[0]["steps"] < FEW]:
@@ -29,8 +32,8 @@ def show(board: Any, root: Path, screen: Screen) -> None:
 
 
 def _doubt(board: Any) -> str | None:
-    """Whether the last rung could have gone either way: accuracies whose difference is less than two of its standard errors."""
-    last = [p.looks[-1]["scores"] | {"name": p.name} for p in board.pilots if not p.why and len(p.looks) == len(board.until)]
+    """Whether the last rung could have gone either way: best accuracies whose difference is less than two of its standard errors."""
+    last = [p.peak(board.by)["scores"] | {"name": p.name} for p in board.pilots if not p.why and len(p.looks) == len(board.until)]
     if board.by != "probe" or len(last) < 2:
         return None
     first, second = sorted(last, key=lambda s: -s["probe"])[:2]

@@ -36,6 +36,6 @@ class SelfTraining(Pseudo):
         super().__init__(model, processor, task, store, strong)
         self.teacher, self.threshold, self.balance = teacher, threshold, balance
 
-    def labels(self, model: Any, known: Any, store: Any, ask: Callable[[str], Iterator[Said]]) -> Iterator[Said]:
+    def labels(self, look: Any, ask: Callable[[str], Iterator[Said]]) -> Iterator[Said]:
         assert self.teacher is not None, "every round but the first names one"
         return ask(self.teacher)
