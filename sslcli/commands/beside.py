@@ -10,6 +10,7 @@ from sslcli.adversarial.plain import Plain
 from sslcli.commands import Call
 from sslcli.commands.rounds import given, taught
 from sslcli.core import Objective, Task, Term
+from sslcli.data.examples import examples_of
 from sslcli.data.labels import Unread
 from sslcli.data.text import Prepared
 from sslcli.errors import BadInput
@@ -111,6 +112,8 @@ class Beside:
 
     def _look(self, engine: Trainer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(vectors of the labelled examples [M, D], their labels [M], vectors of the unlabelled ones [N, D]), by the network as it is."""
+        count = [f"{examples_of(store).count:,}" for store in (self.known, self.corpus)]
+        self.call.screen.say(f"vectors of {count[0]} labelled and {count[1]} unlabelled examples are compared")
         model = self.model.to(engine.world.device).eval()
         known, bank = (features.of_examples(self.student, model, store) for store in (self.known, self.corpus))
         label = [self.student.labels.index(row["gold"]) for row in features.golds(self.known)]
