@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
+from sslcli.commands.curve import _starts
 from sslcli.evidence import efficiency, saved
 from sslcli.evidence.efficiency import Curve, Reading, apart, counts_of, read, resampled, rises
 from sslcli.evidence.verdict import Origin, compared
+from sslcli.objectives.label_propagation import LabelPropagation
 from sslcli.report.sentences import EN
+from sslcli.schema import Part
 from tests.conftest import TINY, rows, write_jsonl
 from tests.planted import BUDGETS, planted
 
@@ -142,6 +145,10 @@ def test_the_verb_from_runs_to_a_sentence(ssl, tmp_path: Path, corpus: Path, lab
     assert "data.shots: curve.labels says" in ssl("curve", *words, f"data.test={test}", "data.shots=3").err
     refused = ssl("curve", *words, f"data.test={test}", "task=text_similarity")
     assert refused.code == 2 and "task=text_similarity: a curve counts right answers" in refused.err and not Path("lm-curve").exists()
+    refused = ssl("curve", *words, f"data.test={test}", "objective=label_propagation")
+    assert refused.code == 2 and "curve.labels: with all rows labelled none are left for objective=" in refused.err
+    refused = ssl("curve", *words, f"data.test={test}", "curve.unlabelled=pretrained")
+    assert refused.code == 2 and "nothing learns from unlabelled rows beside the task" in refused.err and not Path("lm-curve").exists()
     monkeypatch.setattr(sweep.warm, "POSSIBLE", False)
     monkeypatch.setattr(sweep.subprocess, "Popen", Now)
     done = ssl("curve", *words, f"data.test={test}")
@@ -161,6 +168,22 @@ def test_the_verb_from_runs_to_a_sentence(ssl, tmp_path: Path, corpus: Path, lab
     before = Path("lm-curve/000/metrics.json").stat().st_mtime_ns
     assert ssl("curve", *words, f"data.test={test}").code == 0  # nothing is run again
     assert Path("lm-curve/000/metrics.json").stat().st_mtime_ns == before
+
+
+def test_unlabelled_rows_may_be_for_the_pretrained_start_alone() -> None:
+    own = [
+        "objective=label_propagation",
+        "objective.reach=0.9",
+        "augment@objective.strong=typos",
+        "joint.weight=2",
+        "data.unlabelled=more.txt",
+    ]
+    passed, objective = ["data.train=a.csv", *own, "data.unlabelled=more.txt"], Part("objective", LabelPropagation, {})
+    both = _starts("runs/x", passed, objective, "both")
+    assert both == {"pretrained": [*passed, "from=runs/x"], "from scratch": [*passed, "from=runs/x", "init=random"]}
+    one = _starts("runs/x", passed, objective, "pretrained")
+    assert list(one) == ["pretrained and label_propagation", "from scratch"]
+    assert list(one.values()) == [[*passed, "from=runs/x"], ["data.train=a.csv", "from=runs/x", "init=random"]]
 
 
 def test_a_start_that_gets_worse_with_more_labels_was_not_trained_to_its_end() -> None:

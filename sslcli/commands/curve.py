@@ -100,6 +100,8 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
     if tuning["task"].cls.embeds:
         name = tuning["task"].cls.__module__.rpartition(".")[2]
         raise BadInput(f"task={name}: a curve counts right answers, and its score is no share of them; compare runs of -m")
+    if tuning["objective"] is not None and "all" in chosen.labels and "data.unlabelled" not in given:
+        raise BadInput("curve.labels: with all rows labelled none are left for objective=; leave all out, or name data.unlabelled")
     screen = Screen(flags.get("quiet", False), flags.get("verbose", False))
     root = Path(where.dir or (f"{source}-curve" if Path(source).is_dir() else f"curves/{Path(source).name}"))
     passed = [o for k, o in given.items() if k.split(".")[0] not in ("curve", "sweep", "seed", "from")]
