@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 PROJECTIONS, LINEAR, KEYS, INNER, OUTPUTS = "projections", "linear", "keys", "inner", "outputs"
-NORMS, ATTENTION = "norms", "attention"
+NORMS, ATTENTION, BRANCHES = "norms", "attention", "branches"
 
 _BERT = r"encoder\.layer\.\d+\."
 _BERT_LIKE = {
@@ -14,6 +14,7 @@ _BERT_LIKE = {
     KEYS: _BERT + r"attention\.self\.(key|value)",  # what IA3 scales at its output,
     INNER: _BERT + r"output\.dense",  # and at its input: the second layer of the feed-forward part
     OUTPUTS: _BERT + r"(attention\.output|output)\.dense",  # the last layer of each part, which bottlenecks follow
+    BRANCHES: _BERT + r"(attention\.self\.(query|key|value)|(attention\.output|output)\.dense)",  # these, and what attention compares
     NORMS: _BERT + r"(attention\.output|output)\.LayerNorm",
     ATTENTION: _BERT + r"attention\.self",  # what calls hf.attention.attend
 }
@@ -25,6 +26,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         KEYS: r"layers\.\d+\.attn\.Wqkv",
         INNER: r"layers\.\d+\.mlp\.Wo",
         OUTPUTS: r"layers\.\d+\.(attn|mlp)\.Wo",
+        BRANCHES: r"layers\.\d+\.(attn\.(Wqkv|Wo)|mlp\.Wo)",
         NORMS: r"(layers\.\d+\.(attn|mlp)|final)_norm",
         ATTENTION: r"layers\.\d+\.attn",
     },
@@ -34,6 +36,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         KEYS: r"transformer\.layer\.\d+\.attention\.(k|v)_lin",
         INNER: r"transformer\.layer\.\d+\.ffn\.lin2",
         OUTPUTS: r"transformer\.layer\.\d+\.(attention\.out_lin|ffn\.lin2)",
+        BRANCHES: r"transformer\.layer\.\d+\.(attention\.(q|k|v|out)_lin|ffn\.lin2)",
         NORMS: r"transformer\.layer\.\d+\.(sa|output)_layer_norm",
         ATTENTION: r"transformer\.layer\.\d+\.attention",
     },
@@ -43,6 +46,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         KEYS: r"h\.\d+\.attn\.c_attn",
         INNER: r"h\.\d+\.mlp\.c_proj",
         OUTPUTS: r"h\.\d+\.(attn|mlp)\.c_proj",
+        BRANCHES: r"h\.\d+\.(attn\.c_(attn|proj)|mlp\.c_proj)",
         NORMS: r"h\.\d+\.ln_[12]|ln_f",
         ATTENTION: r"h\.\d+\.attn",
     },
@@ -52,6 +56,7 @@ FAMILIES: dict[str, dict[str, str]] = {
         KEYS: r"layers\.\d+\.attention\.(k|v)_proj",
         INNER: r"layers\.\d+\.mlp\.fc2",
         OUTPUTS: r"layers\.\d+\.(attention\.o_proj|mlp\.fc2)",
+        BRANCHES: r"layers\.\d+\.(attention\.(q|k|v|o)_proj|mlp\.fc2)",
         NORMS: r"layers\.\d+\.layernorm_(before|after)|layernorm",
         ATTENTION: r"layers\.\d+\.attention",
     },

@@ -8,13 +8,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sslcli.hf.targets import FAMILIES, INNER, NORMS, OUTPUTS, targets
+from sslcli.hf.targets import BRANCHES, FAMILIES, INNER, NORMS, OUTPUTS, targets
 from sslcli.hf.tuning import Learnt, Targets
+
+PARTS = {"all": BRANCHES, "houlsby": OUTPUTS, "pfeiffer": INNER}
 
 
 class Adapter(Learnt):
     """y + up(f(down(y))) of a part's output y, before the residual is added; the identity at first. `houlsby`: after attention and after
-    the feed-forward part; `pfeiffer`: after the latter alone. `reduction`: the width over the bottleneck's. `norms`: the gains and
+    the feed-forward part; `pfeiffer`: after the latter alone; `all`: as houlsby, and after the queries, keys and values, so that what
+    attention looks at can move too. `reduction`: the width over the bottleneck's. `norms`: the gains and
     shifts of the layers' normalisations are trained too, as by Houlsby."""
 
     type = "BOTTLENECK"
@@ -25,7 +28,7 @@ class Adapter(Learnt):
     def __init__(
         self,
         *,
-        style: Literal["houlsby", "pfeiffer"],
+        style: Literal["all", "houlsby", "pfeiffer"],
         reduction: Annotated[float, Field(ge=1, le=4096)],
         norms: bool,
         targets: Targets,
@@ -35,14 +38,14 @@ class Adapter(Learnt):
         self.style, self.reduction, self.norms = style, float(reduction), norms
 
     def put(self, model: Any) -> None:
-        self.names = self.names or targets(model, OUTPUTS if self.style == "houlsby" else INNER, self.targets)
+        self.names = self.names or targets(model, PARTS[self.style], self.targets)
         model.bottlenecks = nn.ModuleDict()
         for name in self.names:
             linear = model.base.get_submodule(name)
             width = getattr(linear, "out_features", None) or getattr(linear, "nf", None)
             if width is None:
                 raise ValueError(f"targets: {name} is no linear layer, which a bottleneck could follow")
-            bottleneck = _Bottleneck(width, max(1, round(width / self.reduction)), self.style == "houlsby")
+            bottleneck = _Bottleneck(width, max(1, round(width / self.reduction)), self.style != "pfeiffer")
             model.bottlenecks[name.replace(".", "/")] = bottleneck
             linear.register_forward_hook(bottleneck.after)
         if self.norms and model.family not in FAMILIES:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcli import metrics
@@ -44,8 +44,10 @@ class TokenClassification(Task):
         super().__init__()
         self.class_weights: Tensor | None
         self.labels, self.smoothing, self.pad, self.packed = list(labels), label_smoothing, int(tokenizer.pad or 0), model.pack()
+        counts, fresh = facts["train"]["per_label"], not model.has_head("token_classification")
         self.head = model.head("token_classification", self.labels)
-        counts = facts["train"]["per_label"]
+        if fresh and class_weights == "none":
+            _begin_with(self.head, [counts.get(label, 0) for label in labels])
         weights = torch.tensor(balanced(labels, counts)) if class_weights == "balanced" else None
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -100,6 +102,16 @@ class TokenClassification(Task):
         guess = [to_bio(tags)[0] for tags in predictions]
         right = sum(a == b for x, y in zip(gold, guess, strict=True) for a, b in zip(x, y, strict=True))
         return metrics.entities(gold, guess) | {"token_accuracy": right / max(1, sum(map(len, gold)))}
+
+
+@torch.no_grad()
+def _begin_with(head: nn.Module, counts: Sequence[int]) -> None:
+    """Logits that begin as frequent as the tags are (Lin et al. 2017): else the network is the first to learn that nearly nothing is an
+    entity, and bottlenecks may forget all else over it."""
+    last = [m for m in head.modules() if isinstance(m, nn.Linear) and m.out_features == len(counts)][-1:]
+    for layer in last:
+        if layer.bias is not None:
+            layer.bias.copy_(((torch.tensor(counts) + 1.0) / (sum(counts) + len(counts))).log())
 
 
 class _Coder:
