@@ -45,7 +45,7 @@ class Pseudo(OfTask):
 
     def learn(self, store: Store, label: np.ndarray, confidence: np.ndarray) -> np.ndarray:
         """Take the label and the confidence of each example; which are used, [examples] bool."""
-        sure = np.flatnonzero(confidence >= self.threshold)
+        sure = np.flatnonzero((confidence >= self.threshold) & (label >= 0))  # -1: nobody said anything
         if not len(sure):
             most = f"the surest is at {confidence.max():.3f}"
             raise BadInput(f"objective.threshold={self.threshold:g}: {self.who} is that sure of no unlabelled row ({most}); lower it")

@@ -94,6 +94,8 @@ def test_sure_rows_are_balanced_over_labels() -> None:
     assert objective.found["confident"] == pytest.approx(7 / 9, abs=1e-4) and objective.missing == NAMES[3:]
     objective.balance = False
     assert objective.learn({"owner": owners}, label, confidence).sum() == 7
+    objective.threshold, left_out = 0.0, np.where(label == 1, -1, label)  # no neighbour has a label
+    assert objective.learn({"owner": owners}, left_out, confidence).tolist() == (label != 1).tolist()
     objective.threshold = 0.999
     with pytest.raises(BadInput, match="the surest is at"):
         objective.learn({"owner": owners}, label, confidence)
