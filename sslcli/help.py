@@ -87,6 +87,7 @@ VERBS = {
   curve.labels=[8,16,32,all]   labels of each class, nested; tables and sentences count them in all
   curve.seeds=3                runs of each
   curve.at=100                 read where the untouched start has so many labels in all; left out, the most
+  curve.unlabelled=pretrained  objective= (as label_propagation) is for the pretrained start alone: what all unlabelled rows give together
   curve.label_price=0.5        says the saving in money
   sweep.parallel=4             so many runs at a time; sweep.dir=<folder> names where they go. The same command again goes on""",
         """\

@@ -26,6 +26,7 @@ class Pseudo(OfTask):
 
     batch_size = 64
     who = "the teacher"  # gave the labels
+    warning: str | None = None  # about these, before the first step
     threshold: float
     balance: bool
 
@@ -41,11 +42,15 @@ class Pseudo(OfTask):
     @abstractmethod
     def labels(self, look: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]], ask: Callable[[str], Iterator[Said]]) -> Iterator[Said]:
         """Of each unlabelled example. `look`: vectors of the labelled ones [M, D] by the network as it is, their labels [M], vectors of the
-        unlabelled ones [N, D]; `ask`: what a finished run says of each."""
+        unlabelled ones [N, D], NaN of a text that was left out; `ask`: what a finished run says of each."""
 
     def learn(self, store: Store, label: np.ndarray, confidence: np.ndarray) -> np.ndarray:
         """Take the label and the confidence of each example; which are used, [examples] bool."""
         sure = np.flatnonzero((confidence >= self.threshold) & (label >= 0))  # -1: nobody said anything
+        if (label < 0).all():
+            raise BadInput(
+                f"data.unlabelled: {self.who} says nothing of any of its {len(label):,} rows; they are like none that has a label"
+            )
         if not len(sure):
             most = f"the surest is at {confidence.max():.3f}"
             raise BadInput(f"objective.threshold={self.threshold:g}: {self.who} is that sure of no unlabelled row ({most}); lower it")
@@ -59,12 +64,14 @@ class Pseudo(OfTask):
         owners = store["owner"].values[:, 0]  # in order: the rows (windows) of an example stand together
         first, end = np.searchsorted(owners, taken), np.searchsorted(owners, taken, "right")
         self._rows = np.concatenate([np.arange(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True)])
-        self._label, self._counts = label[owners], self.counting(confidence)[owners]
+        counts = self.counting(confidence)
+        self._label, self._counts = label[owners], (counts / max(counts[taken].mean(), 1e-12)).astype(np.float32)[owners]
+        self.found["confidence"] = round(float(confidence[sure].mean()), 4)
         return np.isin(np.arange(len(label)), taken)
 
     def counting(self, confidence: np.ndarray) -> np.ndarray:
-        """How much the loss of each example counts, [examples]."""
-        return np.ones(len(confidence), np.float32)
+        """How much the loss of each example counts beside those of others, [examples]."""
+        return np.ones(len(confidence))
 
     def rows(self, store: Store) -> Places:
         every = self.task.rows(store)
@@ -89,5 +96,5 @@ class Pseudo(OfTask):
         return f"{self.who} is sure of no unlabelled row of {', '.join(self.missing[:5])}" if self.missing else None
 
     def receipt(self, stream: Any) -> dict[str, Any]:
-        """The share of rows that were sure, their labels, how many were learnt, and whether the student says the same."""
+        """The share of rows that were sure, how sure, their labels, how many were learnt, and whether the student says the same."""
         return {self.name: {"threshold": self.threshold, **self.found}}

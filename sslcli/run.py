@@ -77,7 +77,7 @@ class Run:
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What `append` has written, where this process writes."""
         path = self.dir / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if self.writes and path.exists() else []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if self.writes and path.exists() else []
 
     def forget_after(self, name: str, step: int) -> None:
         """Drop the lines of a metrics file that a resumed run is about to write again (and a half-written last one)."""

@@ -183,7 +183,7 @@ def test_unlabelled_rows_may_be_for_the_pretrained_start_alone() -> None:
     assert both == {"pretrained": [*passed, "from=runs/x"], "from scratch": [*passed, "from=runs/x", "init=random"]}
     one = _starts("runs/x", passed, objective, "pretrained")
     assert list(one) == ["pretrained and label_propagation", "from scratch"]
-    assert list(one.values()) == [[*passed, "from=runs/x"], ["data.train=a.csv", "from=runs/x", "init=random"]]
+    assert list(one.values()) == [[*passed, "from=runs/x"], ["data.train=a.csv", "objective=null", "from=runs/x", "init=random"]]
 
 
 def test_a_start_that_gets_worse_with_more_labels_was_not_trained_to_its_end() -> None:

@@ -237,6 +237,15 @@ def _kind(name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
     return part.cls, part.config | changes
 
 
+@pytest.mark.parametrize(("style", "each"), [("all", 5), ("houlsby", 2), ("pfeiffer", 1)])
+def test_bottlenecks_stand_where_their_style_says(style: str, each: int) -> None:
+    run = Run(Part("peft", *_kind("adapter", style=style)), "text")
+    layers = len({n.split("layer.")[1].split(".")[0] for n in run.method.names})
+    assert len(run.method.names) == each * layers and run.method.names[-1].endswith("output.dense")
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters() if "bottlenecks" in n}
+    assert len(before) == 4 * each * layers
+
+
 def test_bottlenecks_train_norms_unless_they_are_told_not_to_or_an_earlier_adapter_did_not(tmp_path: Path) -> None:
     run = Run(Part("peft", *_kind("adapter")), "text")
     norms = [n for n in run.method.own if "LayerNorm" in n]

@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sslcli import propagation
 from sslcli.augment import Augment
 from sslcli.core import Objective
 from sslcli.errors import BadInput
-from sslcli.evidence.suspicious import directions
 from sslcli.optim import Optimizer
-from sslcli.propagation import certainty, flow, graph
+from sslcli.run import Run
 from sslcli.unlabelled import OfTask
 from tests.conftest import TINY, log, parts, rows, write_jsonl
 from tests.picture_tasks import NAMES, classifier
@@ -108,51 +106,6 @@ def test_pseudo_labels_that_are_nearly_all_of_one_label_are_doubted() -> None:
         assert ("70% of the unlabelled rows above objective.threshold were taken for 3" in (objective.doubt() or "")) == doubted
 
 
-def test_labels_flow_by_the_formula() -> None:
-    """(1 - a) (I - a S)^-1 Y, then every label's mass as it is among the labelled ones."""
-    vectors = F.normalize(torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), dim=1)
-    near = vectors @ vectors.t() - 2 * torch.eye(60)
-    edges = torch.zeros(60, 60).scatter_(1, near.topk(7).indices, near.topk(7).values.clamp(min=0) ** 3).double().numpy()
-    edges = np.maximum(edges, edges.T)
-    scale = edges.sum(1) ** -0.5
-    wanted = scale[:, None] * edges * scale
-    found = graph(vectors, 7)
-    np.testing.assert_allclose(found.toarray(), wanted, atol=1e-6)
-    given = np.eye(3)[[0, 1, 2, 2]]
-    start = np.zeros((60, 3))
-    start[:4] = given
-    closed = 0.1 * np.linalg.solve(np.eye(60) - 0.9 * wanted, start)
-    closed *= given.sum(0) / closed.sum(0)
-    np.testing.assert_allclose(flow(found, given, 0.9), closed / closed.sum(1, keepdims=True), atol=2e-3)
-
-
-def test_labels_flow_along_what_hangs_together() -> None:
-    """Two arcs on a sphere, a label at one end of each: the nearest label is the wrong one for the far ends."""
-    turn = np.linspace(0, 2.6, 150)
-    arc = np.stack([np.cos(turn), np.sin(turn), np.full(150, 0.3)], 1)
-    vectors = F.normalize(torch.from_numpy(np.concatenate([arc, -arc * [1, 1, -1]])).float(), dim=1)
-    order = np.array([0, 150, *range(1, 150), *range(151, 300)])
-    gold, vectors = order // 150, vectors[order]
-    assert ((vectors @ vectors[:2].t()).argmax(1).numpy() == gold).mean() < 0.75
-    shares = flow(graph(vectors, 5), np.eye(2), 0.99)
-    assert (shares.argmax(1) == gold).all() and (certainty(shares) > 0).all()
-    assert certainty(np.array([[1.0, 0], [0.5, 0.5], [0, 0]])).tolist() == [1, 0, 0]
-
-
-def test_what_is_not_in_the_graph_takes_from_its_neighbours(monkeypatch) -> None:
-    from sklearn.datasets import load_digits
-
-    pictures = load_digits()
-    vectors, gold = pictures.data.astype(np.float32), pictures.target
-    known = np.concatenate([np.flatnonzero(gold == y)[:5] for y in range(10)])
-    whole = propagation.propagated(vectors[known], np.eye(10)[gold[known]], vectors, 10, 0.99)
-    monkeypatch.setattr(propagation, "MOST", 600)
-    some = propagation.propagated(vectors[known], np.eye(10)[gold[known]], vectors, 10, 0.99)
-    np.testing.assert_allclose(some.sum(1), 1)
-    nearest = gold[known][((directions(vectors) @ directions(vectors)[known].T).argmax(1))]
-    assert min((shares.argmax(1) == gold).mean() for shares in (whole, some)) > (nearest == gold).mean() + 0.05
-
-
 @pytest.fixture
 def command(tmp_path) -> list[str]:
     labelled = write_jsonl(tmp_path / "few.jsonl", rows(18))
@@ -174,7 +127,7 @@ def test_labels_of_unlabelled_rows_are_never_read(ssl, command, tmp_path, object
 
 
 def lines(run: str) -> list[dict]:
-    return [json.loads(line) for line in Path(f"{run}/pseudo_labels.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in Path(f"{run}/pseudo_labels.jsonl").read_text().split("\n") if line]
 
 
 @pytest.mark.parametrize("objective", ["uda", "self_training", "label_propagation"])
@@ -227,6 +180,23 @@ def test_rounds_are_run_folders_and_a_finished_run_can_teach(ssl, command) -> No
     assert receipt["examples"] == 60 and receipt["used"] == sum(line["used"] for line in lines("b"))
     assert all(line["confidence"] >= 0.2 for line in lines("b") if line["used"])
     assert ssl(*command, "objective=self_training", *STEPS, "--dry-run", "run.dir=c").code == 0 and not Path("c").exists()
+
+
+def test_texts_that_are_left_out_take_no_label(ssl, command, tmp_path) -> None:
+    """They have no vector, and so no neighbours; lines of text may hold what splits lines elsewhere."""
+    long = [{"text": "much too long " * 20 + r["text"]} for r in rows(12, 5)]
+    odd = [{"text": r["text"] + "\u2028and more"} for r in rows(12, 6)]
+    write_jsonl(tmp_path / "corpus.jsonl", [{"text": r["text"]} for r in rows(40, 3)] + long + odd)
+    labelled = write_jsonl(tmp_path / "few.jsonl", [*rows(18), {**rows(1, 7)[0], "text": long[0]["text"]}])
+    run = ["finetune", f"data.train={labelled}", *command[2:], "data.too_long=drop", "objective=label_propagation", *STEPS]
+    done = ssl(*run, "run.dir=a")
+    assert done.code == 0, done.err
+    found = lines("a")
+    left_out = [line for line in found if line["input"].startswith("much too long")]
+    assert len(found) == 64 and len(left_out) == 12
+    assert all(line["label"] is None and not line["confidence"] and not line["used"] for line in left_out)
+    assert json.loads(Path("a/receipts.json").read_text())["label_propagation"]["used"] <= 52
+    assert Run(dir="a", keep=1).lines("pseudo_labels.jsonl") == found
 
 
 def test_seeds_have_rounds_of_their_own(typed, command) -> None:

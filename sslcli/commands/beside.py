@@ -106,19 +106,26 @@ class Beside:
                 engine.run,
                 self.goal.learn,
             )
+            if self.goal.warning:
+                self.call.screen.warn(f"{self.goal.name}: {self.goal.warning}")
         size = self.balance.joint.batch_size or self.goal.batch_size
         self.stream = engine.stream(self.goal, self.corpus, seed, "unlabelled", size)
         return [Term("objective", self.goal, self.stream, Plain())]
 
     def _look(self, engine: Trainer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(vectors of the labelled examples [M, D], their labels [M], vectors of the unlabelled ones [N, D]), by the network as it is."""
+        """(vectors of the labelled examples [M, D], their labels [M], vectors of the unlabelled ones [N, D], NaN of a text
+        that was left out), by the network as it is."""
         count = [f"{examples_of(store).count:,}" for store in (self.known, self.corpus)]
         self.call.screen.say(f"vectors of {count[0]} labelled and {count[1]} unlabelled examples are compared")
         model = self.model.to(engine.world.device).eval()
         known, bank = (features.of_examples(self.student, model, store) for store in (self.known, self.corpus))
-        label = [self.student.labels.index(row["gold"]) for row in features.golds(self.known)]
+        label = np.array([self.student.labels.index(row["gold"]) for row in features.golds(self.known)])
         model.train()
-        return known, np.array(label), bank
+        read, bank_read = (
+            np.unique(store["owner"].values[:, 0]) for store in (self.known, self.corpus)
+        )  # data.too_long=drop left some out
+        bank[np.setdiff1d(np.arange(len(bank)), bank_read)] = np.nan
+        return known[read], label[read], bank
 
     def receipt(self, model: Any) -> dict[str, Any]:
         """What came of it, of a finished network."""

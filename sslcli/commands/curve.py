@@ -22,6 +22,7 @@ from sslcli.metrics import mean_interval
 from sslcli.report.efficiency import draw
 from sslcli.run import write_atomically
 from sslcli.schema import Part
+from sslcli.unlabelled import OfTask
 
 WITH = "pretrained"
 SCRATCH = "from scratch"
@@ -95,18 +96,23 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
     source = tuning["from_"]
     if source is None:
         raise BadInput("from: missing; name a pretraining run, a folder or a hub name with from=<where>")
-    if not tuning["data"].build(tuning["seed"]).has_test:
+    made = tuning["data"].build(tuning["seed"])
+    if not made.has_test:
         raise BadInput("data.test: missing; a curve needs test data that is the same for all its runs")
     if tuning["task"].cls.embeds:
         name = tuning["task"].cls.__module__.rpartition(".")[2]
         raise BadInput(f"task={name}: a curve counts right answers, and its score is no share of them; compare runs of -m")
-    if tuning["objective"] is not None and "all" in chosen.labels and "data.unlabelled" not in given:
+    objective = tuning["objective"]
+    of_task = objective is not None and issubclass(objective.cls, OfTask)
+    if of_task and "all" in chosen.labels and made.unlabelled == made.train:
         raise BadInput("curve.labels: with all rows labelled none are left for objective=; leave all out, or name data.unlabelled")
     screen = Screen(flags.get("quiet", False), flags.get("verbose", False))
     root = Path(where.dir or (f"{source}-curve" if Path(source).is_dir() else f"curves/{Path(source).name}"))
     passed = [o for k, o in given.items() if k.split(".")[0] not in ("curve", "sweep", "seed", "from")]
     seeds = range(tuning["seed"], tuning["seed"] + chosen.seeds)
-    starts = _starts(source, passed, tuning["objective"], chosen.unlabelled)
+    if of_task and chosen.unlabelled == "pretrained" and not {f"trainer.{k}" for k in ("steps", "epochs", "time_limit")} & set(given):
+        passed.append(f"trainer.steps={objective.cls.least_steps}")  # as many for both starts: alone one would take fewer
+    starts = _starts(source, passed, objective, chosen.unlabelled)
     with kept(root, flags) as root:
         jobs = {
             name: [_jobs(start, not number, seed, chosen.labels, root) for seed in seeds]
@@ -128,7 +134,9 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
 def _starts(source: str, passed: Sequence[str], objective: Part[Any] | None, unlabelled: str) -> dict[str, list[str]]:
     """Name -> words. The network from pretraining, and as it was before: what that run continued from, or its architecture untrained."""
     if unlabelled == "pretrained" and objective is None:
-        raise BadInput("curve.unlabelled=pretrained: nothing learns from unlabelled rows beside the task; add objective=label_propagation")
+        raise BadInput(
+            "curve.unlabelled=pretrained: no loss learns from unlabelled rows; add objective=label_propagation (pictures: image_propagation)"
+        )
     path = Path(source).expanduser() / "config.yaml"
     before = config.load(path).get("from") if path.is_file() else None
     name, start = ("untouched start", [f"from={before}"]) if before else (SCRATCH, [f"from={source}", "init=random"])
@@ -136,7 +144,10 @@ def _starts(source: str, passed: Sequence[str], objective: Part[Any] | None, unl
         return {WITH: [*passed, f"from={source}"], name: [*passed, *start]}
     own = ("objective", "joint", "augment@objective", "data.unlabelled")
     alone = [o for o in passed if not o.lstrip("+~").partition("=")[0].startswith(own)]
-    return {f"{WITH} and {objective.cls.__module__.rpartition('.')[2]}": [*passed, f"from={source}"], name: [*alone, *start]}
+    return {
+        f"{WITH} and {objective.cls.__module__.rpartition('.')[2]}": [*passed, f"from={source}"],
+        name: [*alone, "objective=null", *start],
+    }
 
 
 def _jobs(start: Sequence[str], first: bool, seed: int, labels: Sequence[Any], root: Path) -> list[Job]:

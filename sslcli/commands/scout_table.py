@@ -16,7 +16,7 @@ def show(board: Any, root: Path, screen: Screen) -> None:
     keys = [k for k in SHOWN if k in board.untrained][:MOST]
     rows = []
     for pilot in sorted(board.pilots, key=lambda p: (-len(p.looks), -p.best(board.by) if p.looks else 0.0)):
-        look = pilot.looks[-1] if pilot.looks else {"seconds": None, "steps": None, "scores": {}}
+        look = pilot.peak(board.by) if pilot.looks else {"seconds": None, "steps": None, "scores": {}}
         end = "left out" if pilot.why else "goes on" if pilot.name == board.chosen else f"rung {len(pilot.looks)}"
         seconds = f"{look['seconds']:,.1f} s" if pilot.looks else ""
         rows.append([pilot.name, seconds, look["steps"], *(look["scores"].get(k) for k in keys), end])

@@ -144,7 +144,7 @@ class Several:
         path = self._place(seed) / "predictions.jsonl"
         if not self.task.classifies or not path.is_file():
             return None
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         return metrics.collapse([row["gold"] for row in rows], [row["prediction"] for row in rows])
 
     def _choose(self, found: Mapping[int, Mapping[str, Any]]) -> tuple[int, str]:

@@ -201,9 +201,9 @@ class Text(Backbone):
             full.get_output_embeddings().weight = self.embedding.weight
         self._spare[kind] = full
 
-    def has_head(self, kind: str) -> bool:
-        """Whether a pretrained one is there to be had."""
-        return kind in self._spare
+    def has_head(self, kind: str, labels: int | None = None) -> bool:
+        """Whether a pretrained one is there to be had, of so many labels."""
+        return kind in self._spare and labels in (None, self._spare[kind].config.num_labels)
 
     def head(self, kind: str, labels: list[str] | None = None) -> Borrowed:
         """The family's own head of this kind: the one that was loaded with the weights, or a new one."""

@@ -16,7 +16,7 @@ from sslcli.schema import Part
 class LabelPropagation(Pseudo):
     """`neighbours` of each row, by the cosine of vectors as the run begins, seen from their mean; `reach`: what share of its label a row
     takes from them, pass by pass (alpha in the paper; near 1, labels flow far). A row counts by how certain its label is,
-    1 - entropy / log C, over the mean of all."""
+    1 - entropy / log C, over the mean of those that are learnt."""
 
     name = "label_propagation"
     who = "the graph"
@@ -39,9 +39,11 @@ class LabelPropagation(Pseudo):
 
     def labels(self, look: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]], ask: Any) -> Iterator[Said]:
         known, label, bank = look()
-        shares = propagated(known, np.eye(len(self.task.labels))[label], bank, self.neighbours, self.reach)
+        seen, shares = ~np.isnan(bank[:, 0]), np.zeros((len(bank), len(self.task.labels)))
+        found = propagated(known, np.eye(len(self.task.labels))[label], bank[seen], self.neighbours, self.reach)
+        shares[seen], self.warning = found.shares, found.doubt()
         sure = certainty(shares)
         return ((self.task.labels[row.argmax()] if share else None, float(share)) for row, share in zip(shares, sure, strict=True))
 
     def counting(self, confidence: np.ndarray) -> np.ndarray:
-        return (confidence / max(confidence.mean(), 1e-12)).astype(np.float32)
+        return confidence

@@ -1,5 +1,7 @@
 """Which objectives a scout tried before the long run, and what it decided from."""
 
+from typing import Any
+
 from sslcli.report.figures import Figures
 from sslcli.report.markup import Html, joined, table, tag
 from sslcli.report.record import number
@@ -18,14 +20,15 @@ def scouted(figures: Figures) -> Html | None:
     rows = []
     for pilot in pilots:
         looks = [look for look in pilot.get("looks", ()) if isinstance(look, dict)] if isinstance(pilot.get("looks"), list) else []
-        last = looks[-1] if looks else {}
-        scores = found if isinstance(found := last.get("scores"), dict) else {}
+        key = str(board.get("by"))
+        last = max(looks, key=lambda look: number(_scores(look).get(key)) or 0.0) if looks else {}  # the best look decides
+        scores = _scores(last)
         end = pilot.get("why") or words("goes_on" if pilot.get("name") == board["chosen"] else "out_on", rung=len(looks))
         cells = [figures.plain("seconds", last.get("seconds")), figures.plain("", last.get("steps"))]
         rows.append(
             (
                 len(looks),
-                number(scores.get(str(board.get("by")))) or 0.0,
+                number(scores.get(key)) or 0.0,
                 [words.name(pilot.get("name")), *cells, *(figures.plain(k, scores.get(k)) for k in keys), end],
             )
         )
@@ -34,3 +37,7 @@ def scouted(figures: Figures) -> Html | None:
     head = [words("objective"), words("time"), words("steps"), *(words.name(k) for k in keys), words("end")]
     said = words("scouted", count=len(pilots), chosen=words.name(board["chosen"]), by=words.name(board.get("by")))
     return section(words("h_scout"), tag("p", said), joined([table(head, lines)]))
+
+
+def _scores(look: dict[str, Any]) -> dict[str, Any]:
+    return found if isinstance(found := look.get("scores"), dict) else {}

@@ -44,7 +44,7 @@ class TokenClassification(Task):
         super().__init__()
         self.class_weights: Tensor | None
         self.labels, self.smoothing, self.pad, self.packed = list(labels), label_smoothing, int(tokenizer.pad or 0), model.pack()
-        counts, fresh = facts["train"]["per_label"], not model.has_head("token_classification")
+        counts, fresh = facts["train"]["per_label"], not model.has_head("token_classification", len(labels))
         self.head = model.head("token_classification", self.labels)
         if fresh and class_weights == "none":
             _begin_with(self.head, [counts.get(label, 0) for label in labels])
