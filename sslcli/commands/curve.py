@@ -135,7 +135,7 @@ def _starts(source: str, passed: Sequence[str], objective: Part[Any] | None, unl
     """Name -> words. The network from pretraining, and as it was before: what that run continued from, or its architecture untrained."""
     if unlabelled == "pretrained" and objective is None:
         raise BadInput(
-            "curve.unlabelled=pretrained: no loss learns from unlabelled rows; add objective=label_propagation (pictures: image_propagation)"
+            "curve.unlabelled=pretrained: no loss learns from unlabelled rows; add objective=label_propagation (image_propagation)"
         )
     path = Path(source).expanduser() / "config.yaml"
     before = config.load(path).get("from") if path.is_file() else None
