@@ -121,10 +121,8 @@ class Beside:
         known, bank = (features.of_examples(self.student, model, store) for store in (self.known, self.corpus))
         label = np.array([self.student.labels.index(row["gold"]) for row in features.golds(self.known)])
         model.train()
-        read, bank_read = (
-            np.unique(store["owner"].values[:, 0]) for store in (self.known, self.corpus)
-        )  # data.too_long=drop left some out
-        bank[np.setdiff1d(np.arange(len(bank)), bank_read)] = np.nan
+        read, there = (np.unique(store["owner"].values[:, 0]) for store in (self.known, self.corpus))  # but data.too_long=drop
+        bank[np.setdiff1d(np.arange(len(bank)), there)] = np.nan
         return known[read], label[read], bank
 
     def receipt(self, model: Any) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def curve(overrides: Sequence[str], flags: Mapping[str, Any], composed: config.C
     root = Path(where.dir or (f"{source}-curve" if Path(source).is_dir() else f"curves/{Path(source).name}"))
     passed = [o for k, o in given.items() if k.split(".")[0] not in ("curve", "sweep", "seed", "from")]
     seeds = range(tuning["seed"], tuning["seed"] + chosen.seeds)
-    if of_task and chosen.unlabelled == "pretrained" and not {f"trainer.{k}" for k in ("steps", "epochs", "time_limit")} & set(given):
+    open_ended = all(tuning["trainer"].config[k] is None for k in ("steps", "epochs", "time_limit"))
+    if of_task and chosen.unlabelled == "pretrained" and open_ended:
         passed.append(f"trainer.steps={objective.cls.least_steps}")  # as many for both starts: alone one would take fewer
     starts = _starts(source, passed, objective, chosen.unlabelled)
     with kept(root, flags) as root:

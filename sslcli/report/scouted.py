@@ -17,10 +17,9 @@ def scouted(figures: Figures) -> Html | None:
         return None
     untrained = board["untrained"] if isinstance(board.get("untrained"), dict) else {}
     keys = [k for k in SHOWN if k in untrained]
-    rows = []
+    key, rows = str(board.get("by")), []
     for pilot in pilots:
         looks = [look for look in pilot.get("looks", ()) if isinstance(look, dict)] if isinstance(pilot.get("looks"), list) else []
-        key = str(board.get("by"))
         last = max(looks, key=lambda look: number(_scores(look).get(key)) or 0.0) if looks else {}  # the best look decides
         scores = _scores(last)
         end = pilot.get("why") or words("goes_on" if pilot.get("name") == board["chosen"] else "out_on", rung=len(looks))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sslcli import metrics
+from sslcli.calibration import last_linear
 from sslcli.core import Backbone, Batch, Output, Places, Prediction, Task
 from sslcli.data.blocks import padded, words
 from sslcli.data.examples import Rows, windows
@@ -108,10 +109,9 @@ class TokenClassification(Task):
 def _begin_with(head: nn.Module, counts: Sequence[int]) -> None:
     """Logits that begin as frequent as the tags are (Lin et al. 2017): else the network is the first to learn that nearly nothing is an
     entity, and bottlenecks may forget all else over it."""
-    last = [m for m in head.modules() if isinstance(m, nn.Linear) and m.out_features == len(counts)][-1:]
-    for layer in last:
-        if layer.bias is not None:
-            layer.bias.copy_(((torch.tensor(counts) + 1.0) / (sum(counts) + len(counts))).log())
+    layer = last_linear(head, len(counts))
+    if layer is not None and layer.bias is not None:
+        layer.bias.copy_(((torch.tensor(counts) + 1.0) / (sum(counts) + len(counts))).log())
 
 
 class _Coder:
